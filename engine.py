@@ -1,0 +1,304 @@
+"""One epoch of training and one exact evaluation, as functions of explicit objects.
+
+Everything random in a step is a function of (seed, step, rank), so a step can be repeated bit for bit after a resume.
+The host never waits for the device inside a step: what it needs to know comes through `DelayedRead`.
+"""
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from logger import duration
+from utils.errors import Interrupted, NonFiniteError, RunError
+from utils.nonfinite import first_bad_module
+from utils.seed import derive_seed
+from utils.signals import STOP_SIGNALS, StopSignals
+from utils.step_sync import DelayedRead
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How a step is made. `amp_dtype` None means no autocast; `clip_grad` 0 means no clipping."""
+
+    seed: int = 0
+    accumulation: int = 1
+    clip_grad: float = 0.0
+    amp_dtype: torch.dtype | None = None
+    max_skipped: int = 0  # consecutive refused steps that are tolerated
+    print_freq: int = 50
+
+
+@dataclass
+class Progress:
+    """Where a run is: plain numbers, kept in the checkpoint."""
+
+    step: int = 0  # optimizer steps done, refused ones included: the position in schedule and data
+    loss_sum: float = 0.0  # over the steps of the running epoch, mean over all ranks
+    loss_count: int = 0
+    skipped: int = 0  # refused steps since the last good one
+    skipped_total: int = 0
+    seconds: float = 0.0  # of training and validation, over all starts
+    history: list = field(default_factory=list)  # one row per validated epoch
+
+
+@dataclass
+class TrainState:
+    """The things that training changes. `runner` is `model` as it is called: compiled, or inside DDP."""
+
+    model: nn.Module
+    runner: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: object
+    statistics: object  # RunningStatistics of the model
+    sync: object  # StepSync
+    scaler: object = None  # GradScaler, with float16 only
+    ema: object = None
+    progress: Progress = field(default_factory=Progress)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Exact counts over the whole set and all ranks; `loss` is the mean cross-entropy."""
+
+    correct: int
+    correct5: int
+    total: int
+    loss: float
+
+    @property
+    def accuracy(self):
+        """Top-1 in percent."""
+        return 100.0 * self.correct / self.total
+
+
+def autocast(device, dtype):
+    """The autocast context for `dtype`, or none."""
+    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+
+
+def steps_per_epoch(batches, accumulation):
+    """Optimizer steps of an epoch: the last one may have fewer micro-batches, none is lost."""
+    return -(-batches // accumulation)
+
+
+def local_error(error):
+    """Mark an error that only this rank knows of, so that this rank prints it."""
+    error.everywhere = False
+    return error
+
+
+def next_batch(batches):
+    """The next item of an iterator; errors from it concern this rank alone."""
+    try:
+        return next(batches)
+    except RunError as error:
+        raise local_error(error) from None
+
+
+def micro_loss(state, settings, mixing, world, step, micro, batch, runner):
+    """Loss of one micro-batch, all its randomness drawn from (seed, step, micro-batch, rank)."""
+    images, targets = (tensor.to(world.device, non_blocking=True) for tensor in batch)
+    images, targets = mixing(images, targets, key=(settings.seed, "mix", step, micro, world.rank))
+    torch.manual_seed(derive_seed(settings.seed, "step", step, micro, world.rank))
+    with autocast(world.device, settings.amp_dtype):
+        return mixing.criterion(runner(images), targets)
+
+
+def accumulate(state, settings, mixing, world, step, group):
+    """Forward and backward over the micro-batches of one step; returns their mean loss on the device."""
+    state.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=world.device)
+    for micro, batch in enumerate(group):
+        holds_back = world.size > 1 and micro + 1 < len(group)
+        with state.runner.no_sync() if holds_back else contextlib.nullcontext():
+            loss = micro_loss(state, settings, mixing, world, step, micro, batch, state.runner) / len(group)
+            (state.scaler.scale(loss) if state.scaler else loss).backward()
+        total += loss.detach()
+    return total
+
+
+def update(state, finite, grad_norm, settings):
+    """Clip and apply the gradients if `finite`; on a GPU the optimizer decides by the flag on the device."""
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if settings.clip_grad:
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip_grad, grad_norm)
+    if finite.is_cuda and getattr(state.optimizer, "_step_supports_amp_scaling", False):
+        state.optimizer.grad_scale, state.optimizer.found_inf = None, (~finite).float()
+        state.optimizer.step()
+    elif finite:
+        state.optimizer.step()
+    if state.scaler:
+        state.scaler.update()
+    if state.ema is not None and (finite.is_cuda or finite):
+        state.ema.update(state.model, step=state.progress.step)
+
+
+def train_step(state, settings, mixing, world, group, wishes):
+    """One optimizer step. Returns (loss, gradient norm, finite, wishes ...) as one tensor, the same on all ranks.
+
+    `wishes()` is asked after the backward pass, so that a signal that came meanwhile is acted on after this step.
+
+    If loss or gradients of any rank are not finite, weights, optimizer and BatchNorm statistics stay as they were.
+    """
+    step = state.progress.step
+    state.schedule.apply(state.optimizer, step)
+    before = state.statistics.snapshot()
+    loss = accumulate(state, settings, mixing, world, step, group)
+    agreed = state.sync.exchange(loss, wishes())
+    if state.scaler:
+        state.scaler.unscale_(state.optimizer)
+    grads = [p.grad for g in state.optimizer.param_groups for p in g["params"] if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm(grads)
+    finite = torch.isfinite(grad_norm) & torch.isfinite(agreed[0])
+    state.statistics.keep_if(finite, before)
+    update(state, finite, grad_norm, settings)
+    return torch.cat([agreed[:1], grad_norm.float().reshape(1), finite.float().reshape(1), agreed[1:]])
+
+
+def refuse(state, settings, mixing, world, step, group):
+    """Raise NonFiniteError naming the first bad module of the refused step, the same line on all ranks."""
+    before = state.statistics.snapshot()
+    names = []
+    for micro, batch in enumerate(group):
+        if not torch.isfinite(batch[0]).all():
+            names.append("input images")
+        names.append(
+            first_bad_module(
+                state.model, lambda m=micro, b=batch: micro_loss(state, settings, mixing, world, step, m, b, state.model)
+            )
+        )
+    state.statistics.keep_if(torch.tensor(False, device=world.device), before)
+    names.sort(key=lambda name: name.startswith("not found"))
+    found = world.gather(names[0])
+    rank, name = min(enumerate(found), key=lambda entry: entry[1].startswith("not found"))
+    where = f" (rank {rank})" if world.size > 1 else ""
+    raise NonFiniteError(f"loss or gradients not finite at step {step}: {name}{where}; weights are those of the last good step")
+
+
+class EpochLoop:
+    """The host's side of an epoch: reads what the steps report and acts on it."""
+
+    def __init__(self, state, settings, mixing, world, log, epochs):
+        self.state, self.settings, self.mixing, self.world, self.log = state, settings, mixing, world, log
+        self.reader = DelayedRead(world.device)
+        self.epochs = epochs
+        self.stop = None  # name of the signal that some rank received
+        self.save = False  # some rank wants a checkpoint
+        self.started = time.perf_counter()
+        self.steps = self.images = 0  # since then, on all ranks together
+
+    def receive(self, records):
+        """Meters, refusals and wishes, from the records that have arrived."""
+        progress = self.state.progress
+        for (loss, _norm, finite, *wishes), (step, group) in records:
+            self.stop = self.stop or StopSignals.from_flags(wishes[:-1])
+            self.save = self.save or bool(wishes[-1])
+            if finite:
+                progress.loss_sum += loss
+                progress.loss_count += 1
+                progress.skipped = 0
+                continue
+            progress.skipped += 1
+            progress.skipped_total += 1
+            overflow = self.state.scaler is not None and self.state.scaler.get_scale() >= 1.0
+            if progress.skipped > self.settings.max_skipped and not overflow:
+                refuse(self.state, self.settings, self.mixing, self.world, step, group)
+            if not overflow:
+                self.log.warning(f"step {step} refused: loss or gradients not finite ({progress.skipped} in a row)")
+
+    def flush(self):
+        """Wait for the last record and raise Interrupted if it, or an earlier one, carried a wish to stop."""
+        self.receive(self.reader.flush())
+        if self.stop:
+            raise Interrupted(self.stop, STOP_SIGNALS[self.stop])
+
+    @property
+    def rate(self):
+        """Training images per second over all ranks in this epoch."""
+        return self.images / (time.perf_counter() - self.started)
+
+    def show(self, epoch, images):
+        """Progress every `print_freq` steps: loss, learning rate, images per second, memory, time left of the run."""
+        self.steps += 1
+        self.images += images * self.world.size
+        progress, total = self.state.progress, self.state.schedule.total_steps
+        if progress.step % self.settings.print_freq:
+            return
+        left = (time.perf_counter() - self.started) / self.steps * (total - progress.step)
+        self.log.progress(
+            progress.step / total,
+            f"epoch {epoch + 1}/{self.epochs}  loss {progress.loss_sum / max(1, progress.loss_count):.4f}  "
+            f"lr {self.state.optimizer.param_groups[0]['lr']:.2e}  {self.rate:.0f} img/s  "
+            f"{memory_text(self.world.device)}  left {duration(left)}",
+        )
+
+
+def memory_text(device):
+    """Peak memory: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB GPU"
+    import resource
+
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+
+
+def train_one_epoch(state, loader, mixing, epoch, *, settings, world, log, wishes, epochs, save):
+    """Train from `state.progress.step` to the end of `epoch` (0-based); returns (mean loss, images per second).
+
+    `wishes()` gives this rank's flags: one per entry of STOP_SIGNALS, then one for a checkpoint. When any rank has a
+    wish, all of them act on it after the same step: `save()` is called, or Interrupted raised. Raises NonFiniteError
+    and what the data raise.
+    """
+    state.runner.train()
+    progress = state.progress
+    per_epoch = steps_per_epoch(loader.batches_per_epoch, settings.accumulation)
+    loop = EpochLoop(state, settings, mixing, world, log, epochs)
+    first = progress.step - epoch * per_epoch
+    batches = loader.epoch(epoch, start=first * settings.accumulation)
+    for position in range(first, per_epoch):
+        size = min(settings.accumulation, loader.batches_per_epoch - position * settings.accumulation)
+        group = [next_batch(batches) for _ in range(size)]
+        record = train_step(state, settings, mixing, world, group, wishes)
+        progress.step += 1
+        loop.receive(loop.reader.push(record, (progress.step - 1, group)))
+        loop.show(epoch, sum(len(images) for images, _ in group))
+        if loop.stop or loop.save:
+            loop.flush()
+            loop.save = False
+            save()
+    loop.flush()
+    return progress.loss_sum / max(1, progress.loss_count), loop.rate
+
+
+@torch.inference_mode()
+def evaluate(model, loader, *, device, amp_dtype, world, stop):
+    """Exact evaluation: every image of the set once, whatever the number of ranks; integer counts, added up once.
+
+    Raises Interrupted on all ranks together if any of them is asked to stop meanwhile.
+    """
+    model.eval()
+    counts = torch.zeros(3, dtype=torch.int64, device=device)  # correct, correct in the first five, images
+    loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    batches = iter(loader)
+    for _ in range(loader.batches):
+        name = StopSignals.from_flags(world.sum(stop.flags()))
+        if name:
+            raise Interrupted(name, STOP_SIGNALS[name])
+        try:
+            images, targets = next_batch(batches)
+        except StopIteration:
+            continue  # this rank's share is a batch shorter than another's
+        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        with autocast(device, amp_dtype):
+            logits = model(images)
+        logits = logits.float()
+        loss += nn.functional.cross_entropy(logits, targets, reduction="sum")
+        first = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+        counts += torch.stack([first[:, 0].sum(), first.sum(), first.new_tensor(len(targets), dtype=torch.int64)])
+    correct, correct5, total, loss_sum = world.sum([*counts.tolist(), float(loss)])
+    if total != loader.size:
+        raise RuntimeError(f"evaluated {total:.0f} images of {loader.size}")
+    return EvalResult(int(correct), int(correct5), int(total), loss_sum / total)

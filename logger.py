@@ -1,0 +1,99 @@
+"""What a run shows: lines on the console and in log.txt, TensorBoard scalars, a progress bar on a terminal.
+
+Silent on every rank but the first. Progress redraws one line on a terminal and is a plain line elsewhere.
+"""
+
+import sys
+import time
+
+from termcolor import colored
+
+
+def duration(seconds):
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class Logger:
+    """`enabled` is false on all ranks but the first; `attach` adds the files of a run folder."""
+
+    def __init__(self, enabled=True, stream=None):
+        self.enabled = enabled
+        self.stream = stream or sys.stdout
+        self.is_terminal = enabled and self.stream.isatty()
+        self._file = None
+        self._scalars = None
+        self._bar_shown = False
+
+    def attach(self, folder, first_epoch, tensorboard=True):
+        """Write log.txt and, from `first_epoch` on (replacing what a killed run wrote of it), TensorBoard files."""
+        self._file = open(folder / "log.txt", "a")  # noqa: SIM115 - open until close()
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, needed by training only
+
+            self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
+
+    def info(self, text):
+        """One line."""
+        self._write(text)
+
+    def warning(self, text):
+        """One line that is marked."""
+        self._write(f"warning: {text}", color="yellow")
+
+    def heading(self, text):
+        """One line that stands out on a terminal."""
+        self._write(text, color="green")
+
+    def progress(self, fraction, text):
+        """Show how far the run is: a bar on a terminal, a line elsewhere."""
+        if not self.enabled:
+            return
+        if not self.is_terminal:
+            self._write(f"{100 * fraction:5.1f} %  {text}")
+            return
+        filled = round(24 * fraction)
+        bar = colored("━" * filled, "green") + colored("━" * (24 - filled), "dark_grey")
+        self.stream.write(f"\r\x1b[2K{bar} {100 * fraction:5.1f} %  {text}")
+        self.stream.flush()
+        self._bar_shown = True
+
+    def scalars(self, row, step):
+        """The numbers of a metrics row to TensorBoard, under their names."""
+        if self._scalars:
+            for name, value in row.items():
+                if isinstance(value, (int, float)):
+                    self._scalars.add_scalar(name, value, step)
+            self._scalars.flush()
+
+    def close(self):
+        """Close the files."""
+        self._end_bar()
+        if self._scalars:
+            self._scalars.close()
+        if self._file:
+            self._file.close()
+        self._file = self._scalars = None
+
+    def _end_bar(self):
+        if self._bar_shown:
+            self.stream.write("\n")
+            self._bar_shown = False
+
+    def _write(self, text, color=None):
+        if not self.enabled:
+            return
+        self._end_bar()
+        self.stream.write((colored(text, color) if color and self.is_terminal else text) + "\n")
+        self.stream.flush()
+        if self._file:
+            self._to_file(text)
+
+    def _to_file(self, text):
+        try:
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._file.flush()
+        except OSError as error:  # a full disk must not end the training; checkpoints say so themselves
+            self._file = None
+            self._write(f"warning: log.txt cannot be written any more ({error.strerror})", color="yellow")

@@ -1,0 +1,93 @@
+"""The learning rate as a pure function of the optimizer step, and its application to an optimizer.
+
+Nothing here has a state, so a resumed run cannot be out of step with the schedule, and changed epochs take effect.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+def cosine(progress, **_):
+    """Half a cosine from 1 to 0; `progress` runs from 0 to 1 after the warm-up."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def linear(progress, **_):
+    """A straight line from 1 to 0."""
+    return 1.0 - progress
+
+
+def constant(progress, **_):
+    """Always 1."""
+    return 1.0
+
+
+def step(progress, *, step, decay_steps, decay_rate):
+    """`decay_rate` to the power of the number of whole `decay_steps` passed, counted from the first step."""
+    return decay_rate ** (step // decay_steps)
+
+
+SHAPES = {"cosine": cosine, "linear": linear, "constant": constant, "step": step}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`schedule(step)` is the learning rate of optimizer step `step` (0-based).
+
+    Linear warm-up from `warmup_lr` to `base_lr` over `warmup_steps`, then `name` from `base_lr` to `min_lr` over the
+    remaining steps (the last step would be followed by exactly `min_lr`). Steps are optimizer steps: gradient
+    accumulation does not stretch or shorten the schedule.
+    """
+
+    name: str
+    base_lr: float
+    total_steps: int
+    warmup_steps: int = 0
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    decay_steps: int = 1
+    decay_rate: float = 0.1
+
+    def __call__(self, step):
+        """Learning rate of `step`."""
+        if step < self.warmup_steps:
+            return self.warmup_lr + (self.base_lr - self.warmup_lr) * step / self.warmup_steps
+        remaining = max(1, self.total_steps - self.warmup_steps)
+        progress = min(1.0, (step - self.warmup_steps) / remaining)
+        shape = SHAPES[self.name](progress, **self._shape_arguments(step))
+        return self.min_lr + (self.base_lr - self.min_lr) * shape
+
+    def _shape_arguments(self, step):
+        return {"step": step, "decay_steps": self.decay_steps, "decay_rate": self.decay_rate}
+
+    def apply(self, optimizer, step):
+        """Set the learning rate of every parameter group for `step` (groups may scale it by `lr_scale`)."""
+        rate = self(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        return rate
+
+
+def scaled_lr(base_lr, global_batch, scaling, reference_batch):
+    """`base_lr` for `global_batch` images a step: scaling 'none', 'linear' or 'sqrt' in global_batch / reference_batch."""
+    factor = global_batch / reference_batch
+    return base_lr * {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[scaling]
+
+
+def build_scheduler(config, steps_per_epoch, global_batch):
+    """The `Schedule` of a configuration; warm-up epochs may be fractions."""
+    train = config.TRAIN
+
+    def scale(rate):
+        return scaled_lr(rate, global_batch, train.LR_SCALING, train.LR_SCALING_BATCH)
+
+    return Schedule(
+        name=train.LR_SCHEDULER.NAME,
+        base_lr=scale(train.BASE_LR),
+        warmup_lr=scale(train.WARMUP_LR),
+        min_lr=scale(train.MIN_LR),
+        total_steps=train.EPOCHS * steps_per_epoch,
+        warmup_steps=round(train.WARMUP_EPOCHS * steps_per_epoch),
+        decay_steps=max(1, round(train.LR_SCHEDULER.DECAY_EPOCHS * steps_per_epoch)),
+        decay_rate=train.LR_SCHEDULER.DECAY_RATE,
+    )

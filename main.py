@@ -1,0 +1,126 @@
+"""Train, evaluate and resume: python main.py --cfg configs/... --data-path ... (see --help).
+
+Alone or under torchrun / torch.distributed.launch; the same command continues a run that was stopped.
+"""
+
+import os
+import shlex
+import sys
+
+import config as configuration
+from utils import cli
+from utils.errors import Interrupted, RunError
+
+
+def train(config, world, log, command, config_text):
+    """The experiment: build everything, continue where the run folder stands, train, validate, save, summarise."""
+    from engine import evaluate, train_one_epoch
+    from utils import run, training_state
+
+    data, model = run.build(config, world, log)
+    state = training_state.build_state(config, world, model, data.train.batches_per_epoch)
+    with run.Run(config, world, log, data, state) as session:
+        if session.start(command, config_text):
+            return  # already complete
+        settings = training_state.build_settings(config, world.device)
+        while len(state.progress.history) < config.TRAIN.EPOCHS:
+            epoch = len(state.progress.history)
+            loss, rate = train_one_epoch(
+                state,
+                data.train,
+                data.mixing,
+                epoch,
+                settings=settings,
+                world=world,
+                log=log,
+                wishes=session.wishes,
+                epochs=config.TRAIN.EPOCHS,
+                save=session.save_last,
+            )
+            result = evaluate(
+                training_state.eval_model(state.model, state.ema, config.TEST.WEIGHTS),
+                data.val,
+                device=world.device,
+                amp_dtype=settings.amp_dtype,
+                world=world,
+                stop=session.stop,
+            )
+            session.finish_epoch(epoch, loss, rate, result)
+        session.finish()
+
+
+def evaluate_checkpoint(config, world, log):
+    """--eval --resume FILE: exact accuracy of that file, and of no other."""
+    from engine import evaluate
+    from utils import run
+    from utils.amp import amp_dtype
+    from utils.signals import StopSignals
+
+    data, model = run.build(config, world, log, training=False)
+    world.together(lambda: run.load_for_evaluation(model, config, log))
+    with StopSignals() as stop:
+        for name, loader in (("val", data.val), ("test", data.test)):
+            if loader is not None:
+                result = evaluate(
+                    model,
+                    loader,
+                    device=world.device,
+                    amp_dtype=amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, world.device),
+                    world=world,
+                    stop=stop,
+                )
+                log.heading(run.result_text(name, result))
+
+
+def execute(argv):
+    """Parse, connect, and do what was asked for."""
+    args = cli.parse_args(argv)
+    config, origins = configuration.load_config(args.cfg, args.opts, cli.flag_overrides(args))
+    configuration.check(config, origins)
+    if args.print_config:
+        print(configuration.dump_with_origins(config, origins))
+        return
+    from data.workers import worker_failure
+    from logger import Logger
+    from utils import distributed, throughput
+
+    world = distributed.connect(config.DEVICE, config.DIST_TIMEOUT)
+    try:
+        distributed.refuse_different_configurations(world, configuration.to_plain(config))
+        log = Logger(world.is_main)
+        if args.throughput:
+            throughput.measure(config, world, log)
+        elif args.eval:
+            evaluate_checkpoint(config, world, log)
+        else:
+            text = configuration.dump_with_origins(config, origins)
+            train(config, world, log, shlex.join(["python", "main.py", *argv]), text)
+    except RuntimeError as error:
+        explained = worker_failure(error) or distributed.lost_peer(error, world)
+        if explained is None:
+            raise
+        raise explained from error
+    finally:
+        distributed.disconnect(world)
+
+
+def main(argv=None):
+    """Run and return the exit code; a RunError becomes one line, on rank 0 unless only this rank knows of it."""
+    rank = os.environ.get("RANK", "0")
+    try:
+        execute(list(sys.argv[1:] if argv is None else argv))
+    except RunError as error:
+        if rank == "0" or not error.everywhere:
+            print(error.line(), file=sys.stderr, flush=True)
+        return error.exit_code
+    except Interrupted as error:
+        if rank == "0":
+            print(error, file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Parameter groups with explicit weight-decay exemptions, and any timm optimizer by name."""
+
+from timm.optim import create_optimizer_v2, get_optimizer_info
+
+ONE_DIMENSIONAL = "1d"  # the entry of TRAIN.NO_WEIGHT_DECAY that stands for biases, norm scales and scalars
+
+
+def is_exempt(name, parameter, exemptions):
+    """Whether weight decay leaves the parameter alone: it has at most one dimension and '1d' is listed, or a listed
+    piece occurs in its name."""
+    if ONE_DIMENSIONAL in exemptions and parameter.ndim <= 1:
+        return True
+    return any(piece in name for piece in exemptions if piece != ONE_DIMENSIONAL)
+
+
+def parameter_groups(model, weight_decay, exemptions):
+    """Two groups, decayed and exempt, each with the names of its parameters under 'names'."""
+    decayed, exempt = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (exempt if is_exempt(name, parameter, exemptions) else decayed).append((name, parameter))
+    groups = []
+    for members, decay in ((decayed, weight_decay), (exempt, 0.0)):
+        if members:
+            names, parameters = zip(*members, strict=True)
+            groups.append({"params": list(parameters), "weight_decay": decay, "names": list(names)})
+    return groups
+
+
+def build_optimizer(config, model, lr):
+    """The optimizer named by TRAIN.OPTIMIZER.NAME over `parameter_groups`; options that it does not know are left out.
+
+    On CUDA the fused form of AdamW is taken: it can skip a step by a flag on the device, without a wait.
+    """
+    settings = config.TRAIN.OPTIMIZER
+    info = get_optimizer_info(settings.NAME)
+    options = {}
+    if info.has_eps:
+        options["eps"] = settings.EPS
+    if info.has_betas and info.num_betas == 2:
+        options["betas"] = tuple(settings.BETAS)
+    if settings.NAME == "adamw" and next(model.parameters()).is_cuda:
+        options["fused"] = True
+    groups = parameter_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.NO_WEIGHT_DECAY)
+    return create_optimizer_v2(
+        groups, opt=settings.NAME, lr=lr, weight_decay=config.TRAIN.WEIGHT_DECAY, momentum=settings.MOMENTUM, **options
+    )
+
+
+def describe_groups(optimizer):
+    """One line per group for the log: how many tensors decay, and which are exempt (numbers in names folded)."""
+    lines = []
+    for group in optimizer.param_groups:
+        kinds = sorted({".".join("*" if part.isdigit() else part for part in name.split(".")) for name in group["names"]})
+        shown = f": {', '.join(kinds)}" if group["weight_decay"] == 0 else ""
+        lines.append(f"weight decay {group['weight_decay']:g} on {len(group['params'])} tensors{shown}")
+    return lines

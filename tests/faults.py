@@ -1,0 +1,128 @@
+"""Ways to break a run, installed inside the process that is to break."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+import engine
+
+
+def rank():
+    return int(os.environ.get("RANK", "0"))
+
+
+def kill_self():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after_backward(action):
+    """Call `action(state, step, micro)` in the middle of every step, when the gradients are there."""
+    original = engine.micro_loss
+
+    def wrapped(state, settings, mixing, world, step, micro, batch, runner):
+        loss = original(state, settings, mixing, world, step, micro, batch, runner)
+        return action(loss, state, step, micro)
+
+    engine.micro_loss = wrapped
+
+
+def kill_at_step(step, ranks=(0,), micro=0):
+    """kill -9 in the middle of step `step` (0-based)."""
+
+    def action(loss, _state, now, now_micro):
+        if now == step and now_micro == micro and rank() in ranks:
+            kill_self()
+        return loss
+
+    after_backward(action)
+
+
+def signal_at_step(step, name, ranks=(0,)):
+    """Receive signal `name` in the middle of step `step`."""
+
+    def action(loss, _state, now, micro):
+        if now == step and micro == 0 and rank() in ranks:
+            os.kill(os.getpid(), getattr(signal, name))
+        return loss
+
+    after_backward(action)
+
+
+def nan_loss(steps, ranks=(0,)):
+    """The loss of these steps is NaN on these ranks."""
+
+    def action(loss, _state, now, _micro):
+        return loss * float("nan") if now in steps and rank() in ranks else loss
+
+    after_backward(action)
+
+
+def nan_module(step, module):
+    """The weights of `module` produce infinities from `step` on: its output is the first that is not finite."""
+    original = engine.micro_loss
+
+    def wrapped(state, settings, mixing, world, now, micro, batch, runner):
+        handle = None
+        if now >= step:
+            target = state.model.get_submodule(module)
+            handle = target.register_forward_hook(lambda _m, _i, output: output * float("inf"), prepend=True)
+        try:
+            return original(state, settings, mixing, world, now, micro, batch, runner)
+        finally:
+            if handle:
+                handle.remove()
+
+    engine.micro_loss = wrapped
+
+
+def kill_in_validation(epoch):
+    """kill -9 in the validation after `epoch` (0-based)."""
+    import main  # noqa: F401 - main imports engine.evaluate when it trains
+
+    original, calls = engine.evaluate, []
+
+    def wrapped(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == epoch + 1:
+            kill_self()
+        return original(*arguments, **keywords)
+
+    engine.evaluate = wrapped
+
+
+def kill_in_write(save):
+    """kill -9 in the middle of writing the `save`-th checkpoint (1-based): half of the bytes are there."""
+    original, calls = torch.save, []
+
+    def wrapped(payload, file):
+        calls.append(1)
+        original(payload, file)
+        if len(calls) == save:
+            file.flush()
+            os.truncate(file.name, Path(file.name).stat().st_size // 2)
+            kill_self()
+
+    torch.save = wrapped
+
+
+def kill_before_rename(save):
+    """kill -9 after the `save`-th checkpoint is flushed and the old one moved aside, before it takes its place."""
+    original, calls = os.replace, []
+
+    def wrapped(source, target):
+        if str(source).endswith(".pth.tmp"):
+            calls.append(1)
+            if len(calls) == save:
+                kill_self()
+        return original(source, target)
+
+    os.replace = wrapped
+
+
+def small_file_limit(size):
+    """RLIMIT_FSIZE: writing beyond `size` bytes fails."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

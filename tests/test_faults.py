@@ -1,0 +1,280 @@
+"""Faults injected into real runs; the final state must equal the uninterrupted run's, bit for bit.
+
+Numbers in names and comments are those of the fault table in docs/reliability.md.
+"""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from tests.launch import run, start, wait
+from tests.tiny import arguments, differences, final_state, metrics, write_config
+
+EVERY_STEP = ("--opts", "SAVE.STEPS", "1")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Final states of uninterrupted runs by number of ranks, made once each."""
+    states = {}
+
+    def get(ranks):
+        if ranks not in states:
+            folder = tmp_path_factory.mktemp(f"reference{ranks}")
+            config = write_config(folder)
+            results = run(arguments(config, folder, *EVERY_STEP), folder, ranks=ranks)
+            assert [result.code for result in results] == [0] * ranks, results[0].output
+            states[ranks] = final_state(folder)
+        return states[ranks]
+
+    return get
+
+
+def start_again(config, folder, ranks, *more):
+    results = run(arguments(config, folder, *EVERY_STEP, *more), folder, ranks=ranks)
+    assert [result.code for result in results] == [0] * ranks, "\n".join(result.output for result in results)
+    return results
+
+
+def check_equal(folder, reference_state):
+    assert differences(reference_state, final_state(folder)) == []
+    assert [row["epoch"] for row in metrics(folder)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "fault"),
+    [
+        (1, ("kill_at_step", {"step": 2})),
+        (1, ("kill_at_step", {"step": 5, "micro": 1})),  # 8: in the middle of an accumulation
+        (2, ("kill_at_step", {"step": 1, "ranks": (0,)})),  # 1
+        (2, ("kill_at_step", {"step": 3, "ranks": (1,)})),  # 2
+        (2, ("kill_at_step", {"step": 2, "ranks": (0, 1)})),  # 3
+        (1, ("kill_in_write", {"save": 3})),  # 5
+        (1, ("kill_before_rename", {"save": 3})),  # 4
+        (1, ("kill_in_validation", {"epoch": 0})),  # 6
+        (1, ("kill_in_validation", {"epoch": 1})),
+    ],
+)
+def test_kill_and_start_again(tmp_path, reference, ranks, fault):
+    config = write_config(tmp_path)
+    results = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, ranks=ranks, fault=fault)
+    assert -signal.SIGKILL in [result.code for result in results]
+    assert 0 not in [result.code for result in results]
+    start_again(config, tmp_path, ranks)
+    check_equal(tmp_path, reference(ranks))
+    assert not list((tmp_path / "tiny" / "default" / "checkpoints").glob(".*.tmp"))
+
+
+def test_surviving_rank_says_that_the_other_is_gone(tmp_path):
+    config = write_config(tmp_path)
+    fault = ("kill_at_step", {"step": 1, "ranks": (1,)})
+    results = run(arguments(config, tmp_path), tmp_path, ranks=2, fault=fault)
+    assert results[0].code == 77
+    assert len(results[0].errors) == 1
+    assert "Traceback" not in results[0].output
+
+
+def test_five_kills_in_one_run(tmp_path, reference):  # 9
+    config = write_config(tmp_path)
+    for step in (0, 1, 3, 4, 6):
+        run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, fault=("kill_at_step", {"step": step}))
+    start_again(config, tmp_path, 1)
+    check_equal(tmp_path, reference(1))
+
+
+def test_resume_with_other_workers(tmp_path, reference):  # 10
+    config = write_config(tmp_path)
+    run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, fault=("kill_at_step", {"step": 2}))
+    start_again(config, tmp_path, 1, "DATA.NUM_WORKERS", "2")
+    check_equal(tmp_path, reference(1))
+
+
+def test_two_workers_interrupted_and_resumed(tmp_path, reference):  # 13, workers receive the signal too
+    config = write_config(tmp_path, DATA__NUM_WORKERS=2)
+    fault = ("signal_at_step", {"step": 2, "name": "SIGTERM"})
+    (result,) = run(arguments(config, tmp_path), tmp_path, fault=fault)
+    assert result.code == 143
+    start_again(config, tmp_path, 1)
+    check_equal(tmp_path, reference(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "ranks", "receivers"),
+    [("SIGTERM", 143, 2, (0, 1)), ("SIGUSR1", 75, 2, (1,)), ("SIGINT", 130, 1, (0,))],  # 13, 14, 16
+)
+def test_signal_saves_within_a_step_on_all_ranks(tmp_path, reference, name, code, ranks, receivers):
+    config = write_config(tmp_path)
+    fault = ("signal_at_step", {"step": 2, "name": name, "ranks": receivers})
+    began = time.monotonic()
+    results = run(arguments(config, tmp_path), tmp_path, ranks=ranks, fault=fault)
+    assert [result.code for result in results] == [code] * ranks, results[0].output
+    assert time.monotonic() - began < 10
+    saved = final_state(tmp_path)
+    assert saved["progress"]["step"] == 3
+    exit_file = (tmp_path / "tiny" / "default" / "exit.json").read_text()
+    assert f'"code": {code}' in exit_file
+    assert '"retryable": true' in exit_file
+    start_again(config, tmp_path, ranks)
+    check_equal(tmp_path, reference(ranks))
+
+
+def test_finished_run_started_again(tmp_path):  # 12
+    config = write_config(tmp_path)
+    start_again(config, tmp_path, 1)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "rank0.txt"}
+    (result,) = start_again(config, tmp_path, 1)
+    assert "already complete" in result.output
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped at step 6, with last.pth (6) and previous.pth (4); copied by each test."""
+    folder = tmp_path_factory.mktemp("stopped")
+    config = write_config(folder)
+    run(arguments(config, folder, "--opts", "SAVE.STEPS", "4"), folder, fault=("signal_at_step", {"step": 5, "name": "SIGTERM"}))
+    return folder
+
+
+def copy_of(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "tiny.yaml", tmp_path / "tiny" / "default" / "checkpoints"
+
+
+def test_damaged_newest_is_passed_over_with_one_warning(stopped, tmp_path, reference):  # 18, as a whole run
+    config, checkpoints = copy_of(stopped, tmp_path)
+    os.truncate(checkpoints / "last.pth", 1000)
+    (result,) = start_again(config, tmp_path, 1)
+    assert result.output.count("warning:") == 1
+    assert "resuming from" in result.output
+    assert "previous.pth" in result.output
+    check_equal(tmp_path, reference(1))
+
+
+def test_all_damaged_is_an_error(stopped, tmp_path):  # 20
+    config, checkpoints = copy_of(stopped, tmp_path)
+    for path in checkpoints.glob("*.pth"):
+        os.truncate(path, 1000)
+    (result,) = run(arguments(config, tmp_path), tmp_path)
+    assert result.code == 65
+    assert len(result.errors) == 1
+    assert not (tmp_path / "tiny" / "default" / "summary.json").exists()
+
+
+def test_newest_is_chosen_by_step_not_by_date_or_name(stopped, tmp_path, reference):  # 21
+    config, checkpoints = copy_of(stopped, tmp_path)
+    foreign = torch.load(checkpoints / "last.pth", weights_only=True)
+    foreign["progress"]["step"] = 7
+    from utils.checkpoint import save
+
+    save(checkpoints / "best.pth", {**foreign, "model": {}}, step=7)
+    later = time.time() + 100
+    os.utime(checkpoints / "previous.pth", (later, later))
+    (result,) = start_again(config, tmp_path, 1)
+    assert "last.pth: step 6" in result.output
+    check_equal(tmp_path, reference(1))
+
+
+def test_file_size_limit(stopped, tmp_path):  # 22
+    config, checkpoints = copy_of(stopped, tmp_path)
+    before = (checkpoints / "last.pth").read_bytes()
+    fault = ("small_file_limit", {"size": len(before) // 2})
+    (result,) = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, fault=fault)
+    assert result.code == 74
+    assert (checkpoints / "last.pth").read_bytes() == before
+    assert not list(checkpoints.glob(".*.tmp"))
+
+
+def test_second_run_in_the_same_folder(tmp_path):  # 26
+    config = write_config(tmp_path, TRAIN__EPOCHS=200)
+    first = start(arguments(config, tmp_path), tmp_path)
+    lock = tmp_path / "tiny" / "default" / ".lock"
+    while not (lock.exists() and lock.read_text()):
+        time.sleep(0.02)
+    other = tmp_path / "second"
+    other.mkdir()
+    (second,) = run(arguments(config, tmp_path), other)
+    os.kill(first[0][0].pid, signal.SIGTERM)
+    (result,) = wait(first)
+    assert second.code == 73
+    assert f"process {first[0][0].pid} on " in second.errors[0]
+    assert result.code == 143
+
+
+def test_nan_on_one_rank_is_skipped_on_all(tmp_path):  # 27
+    config = write_config(tmp_path)
+    fault = ("nan_loss", {"steps": [1], "ranks": (1,)})
+    more = ("--opts", "TRAIN.MAX_SKIPPED_STEPS", "2")
+    results = run(arguments(config, tmp_path, *more), tmp_path, ranks=2, fault=fault)
+    assert [result.code for result in results] == [0, 0], results[0].output
+    state = final_state(tmp_path)
+    assert state["progress"]["skipped_total"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+    assert state["model"]["stack.shortcuts.0.norms.0.num_batches_tracked"] == 2 * (state["progress"]["step"] - 1)
+
+
+def test_nan_stops_within_one_step_and_names_the_module(tmp_path):  # 28
+    config = write_config(tmp_path)
+    fault = ("nan_module", {"step": 2, "module": "stack.blocks.1.mlp.fc1"})
+    results = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, ranks=2, fault=fault)
+    assert [result.code for result in results] == [76, 76]
+    assert "step 2" in results[0].errors[0]
+    assert "stack.blocks.1.mlp" in results[0].errors[0]
+    assert results[1].errors == []
+    kept = final_state(tmp_path)
+    assert kept["progress"]["step"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in kept["model"].values())
+
+
+def test_uneven_shards_end_together(tmp_path):  # 35: 38 images on 3 ranks, batch 4: 3 steps each
+    config = write_config(tmp_path, TRAIN__ACCUMULATION_STEPS=1)
+    results = run(arguments(config, tmp_path), tmp_path, ranks=3)
+    assert [result.code for result in results] == [0, 0, 0], results[0].output
+    assert final_state(tmp_path)["progress"]["step"] == 2 * 3
+
+
+def test_ranks_with_different_configurations(tmp_path):  # 36
+    config = write_config(tmp_path)
+    different = [["--opts", "TRAIN.BASE_LR", "0.001"], ["--opts", "TRAIN.BASE_LR", "0.002"]]
+    results = run(arguments(config, tmp_path), tmp_path, ranks=2, per_rank=different)
+    assert [result.code for result in results] == [64, 64]
+    assert "TRAIN.BASE_LR" in results[0].errors[0]
+    assert results[1].output == ""
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_port_in_use(tmp_path):  # 38
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        began = time.monotonic()
+        processes = start(arguments(write_config(tmp_path), tmp_path), tmp_path, ranks=2, port=taken.getsockname()[1])
+        (first,) = wait(processes[:1], timeout=20)
+        processes[1][0].kill()
+    assert first.code == 69
+    assert "in use" in first.errors[0]
+    assert time.monotonic() - began < 5
+
+
+def test_resume_with_another_number_of_ranks(tmp_path):  # 11
+    config = write_config(tmp_path)
+    run(arguments(config, tmp_path), tmp_path, ranks=2, fault=("signal_at_step", {"step": 2, "name": "SIGUSR1"}))
+    (result,) = run(arguments(config, tmp_path), tmp_path)
+    assert result.code == 78
+    assert "processes 2 -> 1" in result.errors[0]
+
+
+def test_resume_with_changed_learning_rate(stopped, tmp_path):
+    config, _ = copy_of(stopped, tmp_path)
+    (result,) = run(arguments(config, tmp_path, "--opts", "TRAIN.BASE_LR", "0.002"), tmp_path)
+    assert result.code == 78
+    assert "TRAIN.BASE_LR 0.0005 -> 0.002" in result.errors[0]
+    (result,) = run(arguments(config, tmp_path, "--opts", "TRAIN.BASE_LR", "0.002", "TRAIN.ALLOW_CHANGES", "True"), tmp_path)
+    assert result.code == 0, result.output
+    assert "TRAIN.BASE_LR changed from 0.0005 to 0.002" in result.output

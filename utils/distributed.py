@@ -1,0 +1,171 @@
+"""The processes of one run: who they are, which device each has, and what they must agree on.
+
+Tensors travel over `nccl` on GPUs and `gloo` on CPUs; words (configurations, errors) always travel over a gloo group
+of their own, so that they never wait for a GPU.
+"""
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from config import difference
+from utils import errors
+from utils.errors import ConfigError, HangError, RunError, UnavailableError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: `rank` of `size`, its `device`, and the gloo group for words (None if alone)."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    control: object = None
+
+    @property
+    def is_main(self):
+        """Whether this is the one process that writes files and prints."""
+        return self.rank == 0
+
+    def gather(self, value):
+        """`value` (JSON) of every rank, as a list; every rank calls it."""
+        if self.size == 1:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([data.numel()]), group=self.control)
+        longest = int(max(lengths))
+        pieces = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(pieces, torch.nn.functional.pad(data, (0, longest - data.numel())), group=self.control)
+        return [
+            json.loads(bytes(piece[: int(length)].tolist())) for piece, length in zip(pieces, lengths, strict=True)
+        ]
+
+    def together(self, function):
+        """Run `function()` on every rank; if it fails on one with a RunError, all of them raise that error.
+
+        Without this, ranks whose files are fine would wait for the one whose are not.
+        """
+        result, failure = None, None
+        try:
+            result = function()
+        except RunError as error:
+            failure = [type(error).__name__, str(error)]
+        failures = [entry for entry in self.gather(failure) if entry]
+        if failures:
+            name, message = failures[0]
+            raise getattr(errors, name)(message)
+        return result
+
+    def sum(self, values):
+        """The sum over ranks of a list of numbers, exact for integers below 2**53."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.control)
+        return total.tolist()
+
+    def barrier(self):
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+
+def local_place():
+    """(rank, world size, local rank, processes on this host) from the launcher's environment.
+
+    Raises ConfigError if only some of RANK, WORLD_SIZE and LOCAL_RANK are set, or not as integers.
+    """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return 0, 1, 0, 1
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local = int(os.environ.get("LOCAL_RANK", rank))
+        return rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    except KeyError as error:
+        raise ConfigError(f"{error.args[0]} is not set although the other of RANK and WORLD_SIZE is: use torchrun") from None
+    except ValueError:
+        raise ConfigError("RANK, WORLD_SIZE, LOCAL_RANK: expected integers, as torchrun sets them") from None
+
+
+def choose_device(name, local_rank=0, local_size=1):
+    """The device for this process. `auto` is CUDA, then MPS, then the CPU; several processes on a host take
+    `cuda:<local rank>`. Raises ConfigError for an unknown name, UnavailableError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cuda", "mps", "cpu") or (index and not index.isdigit()):
+        raise ConfigError(f"DEVICE: {name!r} is not one of auto, cuda, cuda:N, mps, cpu" + errors.nearest(kind, ["cuda", "mps", "cpu"]))
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        index = int(index) if index else local_rank
+        if local_size > max(count, 1) and not name.partition(":")[2]:
+            raise UnavailableError(f"{local_size} processes on this host but {count} CUDA devices: start at most {count}")
+        if index >= count:
+            raise UnavailableError(f"DEVICE: cuda:{index} does not exist, this host has {count} CUDA devices")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UnavailableError("DEVICE: mps is not available on this host")
+    return torch.device(kind)
+
+
+def check_port():
+    """Raise UnavailableError at once if the rendezvous port is taken (rank 0 of a launcher that leaves it to us)."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return  # torchrun's own agent listens there already
+    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UnavailableError(f"port {port} on {address} is in use: choose another --master_port ({error.strerror})") from None
+
+
+def connect(device_name, timeout):
+    """Join the other processes of this run, if a launcher started several, and return the `World`.
+
+    `timeout` (seconds) bounds every collective operation. Raises ConfigError or UnavailableError.
+    """
+    rank, size, local_rank, local_size = local_place()
+    device = choose_device(device_name, local_rank, local_size)
+    if size == 1:
+        return World(device)
+    if rank == 0:
+        check_port()
+    limit = timedelta(seconds=timeout)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit, rank=rank, world_size=size)
+    except (dist.DistError, ValueError) as error:
+        raise UnavailableError(f"rank {rank} of {size} could not join: {str(error).splitlines()[0]}") from None
+    return World(device, rank, size, dist.new_group(backend="gloo", timeout=limit))
+
+
+def refuse_different_configurations(world, plain):
+    """Raise ConfigError on all ranks, naming the first key, if their configurations (plain dicts) are not the same."""
+    everyone = world.gather(plain)
+    for rank, other in enumerate(everyone):
+        changes = difference(everyone[0], other)
+        if changes:
+            key, first, second = changes[0]
+            raise ConfigError(f"{key}: rank 0 has {first!r}, rank {rank} has {second!r}; start all ranks with the same command")
+
+
+def lost_peer(error, world):
+    """The HangError for a RuntimeError of a collective operation that says that another process is gone, or None."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
+    if world.size > 1 and any(sign in str(error) for sign in signs):
+        return HangError(f"rank {world.rank}: another process of this run ended or hangs; its own message says why")
+    return None
+
+
+def disconnect(world):
+    """Leave the process group."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,100 @@
+"""The folder a run leaves behind. Rank 0 alone creates, locks and writes it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+from utils.errors import OutputError
+
+CHECKPOINTS = "checkpoints"
+
+
+def write_atomically(path, text):
+    """Replace a small text file as a whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """`output/<model>/<tag>/`. Reading needs nothing; `open()` creates and locks it and is for rank 0."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.checkpoints = self.path / CHECKPOINTS
+        self._lock = None
+
+    @classmethod
+    def of(cls, config):
+        """The folder of a configuration: OUTPUT/MODEL.NAME/TAG."""
+        return cls(Path(config.OUTPUT) / config.MODEL.NAME / config.TAG)
+
+    def open(self):
+        """Create the folder and take its lock, which the system releases when this process ends, however it ends.
+
+        Raises OutputError if it cannot be created or another run holds the lock (naming its host and process).
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until close()
+        except OSError as error:
+            raise OutputError(f"{self.path}: the run folder cannot be written ({error.strerror})") from None
+        try:
+            # A POSIX record lock: not inherited by loader workers, so it never outlives this process.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "another process"
+            self._lock.close()
+            self._lock = None
+            raise OutputError(f"{self.path}: in use by {owner}; use another --tag or wait for it") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    def close(self):
+        """Release the lock."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def is_open(self):
+        """Whether this process holds the lock."""
+        return self._lock is not None
+
+    def write(self, name, text):
+        """Replace the file `name`."""
+        write_atomically(self.path / name, text)
+
+    def write_json(self, name, value):
+        """Replace the JSON file `name`."""
+        self.write(name, json.dumps(value, indent=2) + "\n")
+
+    def write_metrics(self, history):
+        """metrics.jsonl, one line per epoch, as a whole: a resumed run can neither repeat nor lose a line."""
+        self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+
+    def note_command(self, command):
+        """Append the command line to command.txt, once per start."""
+        with open(self.path / "command.txt", "a") as file:
+            file.write(command + "\n")
+
+    def write_exit(self, label, code, retryable):
+        """exit.json: why the process ended. torchrun returns 1 whatever happened, so schedulers read it here."""
+        if self.is_open:
+            with contextlib.suppress(OSError):  # the disk may be what failed; the exit code still tells
+                self.write_json("exit.json", {"class": label, "code": code, "retryable": retryable})
+
+
+def git_commit(folder):
+    """Commit of the source tree, with `-dirty` if files differ from it; 'unknown' outside a checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,73 @@
+"""--throughput: images per second of the forward pass, of a whole training step, and of the data path, apart."""
+
+import statistics
+import time
+
+import torch
+
+from engine import autocast, train_step
+from utils import run, training_state
+from utils.signals import STOP_SIGNALS
+
+WARMUP, BLOCKS, BLOCK_SECONDS = 3, 5, 1.0
+
+
+def synchronize(device):
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def images_per_second(function, batch, device):
+    """(median, lowest, highest) img/s of `function()`, which handles `batch` images, over BLOCKS blocks of about a
+    second, after warm-up (which takes the compilation with it)."""
+    for _ in range(WARMUP):
+        function()
+    rates = []
+    for _ in range(BLOCKS):
+        synchronize(device)
+        start, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - start < BLOCK_SECONDS:
+            function()
+            count += 1
+        synchronize(device)
+        rates.append(count * batch / (time.perf_counter() - start))
+    return statistics.median(rates), min(rates), max(rates)
+
+
+def measure(config, world, log):
+    """Print the three rates of this process, with the batch, device and number format they were measured with."""
+    data, model = run.build(config, world, log, training=False)
+    state = training_state.build_state(config, world, model, data.train.batches_per_epoch)
+    settings = training_state.build_settings(config, world.device)
+    batches = endless(data.train)
+    images, targets = next(batches)
+    on_device = images.to(world.device), targets.to(world.device)
+    no_wishes = [0.0] * (len(STOP_SIGNALS) + 1)
+
+    @torch.inference_mode()
+    def forward():
+        with autocast(world.device, settings.amp_dtype):
+            state.runner(on_device[0])
+
+    def step():
+        train_step(state, settings, data.mixing, world, [on_device], lambda: no_wishes)
+
+    measured = [("training step, data on the device", step), ("data path alone", lambda: next(batches))]
+    state.runner.train()
+    rows = [(name, images_per_second(function, len(images), world.device)) for name, function in measured]
+    state.runner.eval()
+    rows.append(("forward pass, data on the device", images_per_second(forward, len(images), world.device)))
+    log.heading(f"batch {len(images)} of {tuple(images.shape[1:])} on {world.device}, amp {settings.amp_dtype or 'off'}")
+    for name, (median, low, high) in rows:
+        log.info(f"{name}: {median:.0f} img/s (from {low:.0f} to {high:.0f})")
+
+
+def endless(loader):
+    """Batches of epoch after epoch."""
+    epoch = 0
+    while True:
+        yield from loader.epoch(epoch)
+        epoch += 1
