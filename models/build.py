@@ -1,0 +1,35 @@
+"""From the configuration tree to constructor keywords; nothing else in models/ knows the configuration."""
+
+from models import create
+from utils.errors import ConfigError
+
+# Constructor keywords that have a configuration key of their own, which MODEL.ARGS must not override.
+OWN_KEYS = {
+    "IMG_SIZE": "DATA.IMG_SIZE",
+    "NUM_CLASSES": "MODEL.NUM_CLASSES",
+    "IN_CHANS": "the data",
+    "DROP_RATE": "MODEL.DROP_RATE",
+    "DROP_PATH_RATE": "MODEL.DROP_PATH_RATE",
+    "SHORTCUT": "MODEL.SHORTCUT",
+    "INIT": "MODEL.INIT",
+    "USE_CHECKPOINT": "TRAIN.USE_CHECKPOINT",
+}
+
+
+def build_model(config, num_classes, in_chans=3):
+    """The model that MODEL.TYPE names, on the CPU, in training mode; ConfigError if arguments do not fit."""
+    for key in config.MODEL.ARGS:
+        if key.upper() in OWN_KEYS:
+            raise ConfigError(f"MODEL.ARGS.{key.upper()}: comes from {OWN_KEYS[key.upper()]}, set it there")
+    return create(
+        config.MODEL.TYPE,
+        img_size=config.DATA.IMG_SIZE,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_rate=config.MODEL.DROP_RATE,
+        drop_path_rate=config.MODEL.DROP_PATH_RATE,
+        shortcut={key.lower(): value for key, value in config.MODEL.SHORTCUT.items()},
+        init=config.MODEL.INIT,
+        use_checkpoint=config.TRAIN.USE_CHECKPOINT,
+        **{key.lower(): value for key, value in config.MODEL.ARGS.items()},
+    )

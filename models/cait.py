@@ -1,0 +1,207 @@
+"""CaiT (arXiv 2103.17239, in the form of vit-pytorch) with depth-wise shortcuts (arXiv 2407.19394).
+
+State-dict names: patch_embed.proj, pos_embed, cls_token, norm, head,
+stack.blocks.i.{norm1, attn.qkv, attn.mix_pre, attn.mix_post, attn.proj, layer_scale1.gamma, norm2, mlp.fc1, mlp.fc2,
+layer_scale2.gamma}, stack.shortcuts.i.{norms.k, convs.k, scale} and class_blocks.i with attn.q and attn.kv.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp, trunc_normal_
+from torch import nn
+
+from models import checks
+from models.base import Backbone
+from models.layers import Attention, Block, PatchProjection, drop_path_rates, optional_layer_scale
+from models.registry import register
+from models.shortcut import ShortcutStack
+from models.vit import block_sizes, initialise_embeddings, input_grid, patch_grid
+
+VARIANTS = {  # name: (sizes, where they stand)
+    "cait_xxs12": ({"dim": 192, "depth": 12, "heads": 4}, "arXiv 2407.19394, section 4.1 (CaiT-xxs12)"),
+    "cait_xxs24": ({"dim": 192, "depth": 24, "heads": 4}, "arXiv 2103.17239, table 3 (XXS-24)"),
+    "cait_s24": ({"dim": 384, "depth": 24, "heads": 8}, "arXiv 2103.17239, table 3 (S-24)"),
+}
+
+
+@register(VARIANTS)
+class CaiT(Backbone):
+    """Patch blocks with shortcuts, then class-attention layers (without shortcuts), LayerNorm, Linear.
+
+    layer_scale, talking_heads, pos_embed: the parts of CaiT that the paper's small-data model leaves out (table 3).
+    class_depth: class-attention layers. drop_path_rate: of the last patch block, rising linearly from 0; the class
+    layers have none. The other arguments are ViT's; so are the errors.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | tuple | list = 224,
+        patch_size: int | tuple | list = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        dim: int = 192,
+        depth: int = 12,
+        class_depth: int = 2,
+        heads: int = 4,
+        dim_head: int | None = None,
+        mlp_dim: int | None = None,
+        mlp_ratio: float = 4.0,
+        layer_scale: bool = True,
+        talking_heads: bool = True,
+        pos_embed: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        shortcut: dict | None = None,
+        init: str = "paper",
+        use_checkpoint: bool = False,
+    ):
+        super().__init__()
+        dim_head, mlp_dim = block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio)
+        checks.positive(class_depth=class_depth, in_chans=in_chans)
+        checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        self.patch_size = checks.pair("patch_size", patch_size)
+        self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
+        self.num_features, self.prefix_tokens = dim, 0
+
+        self.patch_embed = PatchProjection(in_chans, dim, self.patch_size)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], dim)) if pos_embed else None
+        self.pos_drop = nn.Dropout(drop_rate)
+        mixer = TalkingHeadsAttention if talking_heads else Attention
+        blocks = [
+            Block(
+                dim,
+                mixer(dim, heads, dim_head, attn_drop=attn_drop_rate, proj_drop=drop_rate),
+                mlp_dim,
+                drop=drop_rate,
+                drop_path=rate,
+                layer_scale=layer_scale_start(i) if layer_scale else None,
+            )
+            for i, rate in enumerate(drop_path_rates(drop_path_rate, depth), start=1)
+        ]
+        self.stack = ShortcutStack(blocks, dim, use_checkpoint=use_checkpoint, **(shortcut or {}))
+        self.class_blocks = nn.ModuleList(
+            ClassBlock(
+                dim,
+                ClassAttention(dim, heads, dim_head, talking_heads, attn_drop_rate, drop_rate),
+                mlp_dim,
+                drop_rate,
+                layer_scale_start(i) if layer_scale else None,
+            )
+            for i in range(1, class_depth + 1)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.head = self.build_head(num_classes)
+        self.initialise(init)
+
+    def initialise(self, init):
+        """See Backbone; 'timm' also sets the embeddings and the talking-heads matrices (truncated normal 0.02)."""
+        super().initialise(init)
+        if init == "timm":
+            initialise_embeddings(self)
+            for name, parameter in self.named_parameters():
+                if name.endswith(("mix_pre", "mix_post")):
+                    trunc_normal_(parameter, std=0.02)
+
+    def forward_features(self, x):
+        """(B, C, H, W) -> (B, 1 + N, D), before the final norm: the class token, then the patches."""
+        grid = input_grid(self, x)
+        x = self.patch_embed(x)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
+        x = self.stack(self.pos_drop(x), grid)
+        token = self.cls_token.expand(x.shape[0], -1, -1)
+        for block in self.class_blocks:
+            token = block(token, x)
+        return torch.cat([token, x], dim=1)
+
+    def pool(self, x):
+        """(B, 1 + N, D) -> (B, D): the class token, normalised."""
+        return self.norm(x[:, 0])
+
+
+class TalkingHeadsAttention(Attention):
+    """Self-attention whose heads are mixed before and after the softmax (no bias, matrices start at N(0, 1)).
+
+    scaled_dot_product_attention cannot express the mixing.
+    """
+
+    def __init__(self, dim, heads, dim_head, *, attn_drop=0.0, proj_drop=0.0):
+        super().__init__(dim, heads, dim_head, attn_drop=attn_drop, proj_drop=proj_drop)
+        self.mix_pre = nn.Parameter(torch.randn(heads, heads))
+        self.mix_post = nn.Parameter(torch.randn(heads, heads))
+
+    def forward(self, x, grid=None):
+        """x: (B, N, C) -> (B, N, C)."""
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = talking_attention(q, k, v, self.mix_pre, self.mix_post, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class ClassAttention(nn.Module):
+    """The class token asks, itself and the patches answer (arXiv 2103.17239, eq. 5-7)."""
+
+    def __init__(self, dim, heads, dim_head, talking_heads, attn_drop, proj_drop):
+        super().__init__()
+        self.heads = heads
+        self.attn_drop = attn_drop
+        self.q = nn.Linear(dim, heads * dim_head, bias=False)
+        self.kv = nn.Linear(dim, 2 * heads * dim_head, bias=False)
+        self.mix_pre = nn.Parameter(torch.randn(heads, heads)) if talking_heads else None
+        self.mix_post = nn.Parameter(torch.randn(heads, heads)) if talking_heads else None
+        self.proj = nn.Linear(heads * dim_head, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, token, patches):
+        """token: (B, 1, C), normalised; patches: (B, N, C), not normalised. Returns (B, 1, C)."""
+        context = torch.cat([token, patches], dim=1)
+        q = self.q(token).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, h, 1, d)
+        k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, 1 + N, d)
+        drop = self.attn_drop if self.training else 0.0
+        if self.mix_pre is None:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+        else:
+            x = talking_attention(q, k, v, self.mix_pre, self.mix_post, drop)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class ClassBlock(nn.Module):
+    """Class attention and MLP on the class token alone."""
+
+    def __init__(self, dim, attention, mlp_dim, drop, layer_scale):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attention
+        self.layer_scale1 = optional_layer_scale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, mlp_dim, drop=drop)
+        self.layer_scale2 = optional_layer_scale(dim, layer_scale)
+
+    def forward(self, token, patches):
+        """token: (B, 1, C), patches: (B, N, C) -> (B, 1, C)."""
+        token = token + self.layer_scale1(self.attn(self.norm1(token), patches))
+        return token + self.layer_scale2(self.mlp(self.norm2(token)))
+
+
+def talking_attention(q, k, v, mix_pre, mix_post, drop):
+    """softmax(mix(q k^T / sqrt(d))), dropout, mixed again, times v. q: (B, h, Q, d), k, v: (B, h, K, d)."""
+    attn = mix_heads(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, mix_pre)
+    attn = F.dropout(attn.softmax(dim=-1), drop)
+    return mix_heads(attn, mix_post) @ v
+
+
+def mix_heads(attn, matrix):
+    """out[g] = sum_h attn[h] * matrix[h, g]; attn: (B, h, Q, K)."""
+    # One batched product on the layout as it is: no permutation of the large tensor.
+    mixed = torch.bmm(matrix.t().expand(attn.shape[0], -1, -1), attn.flatten(2))
+    return mixed.view(attn.shape)
+
+
+def layer_scale_start(index):
+    """Initial LayerScale of the layer with this 1-based index (arXiv 2103.17239, section 2)."""
+    if index <= 18:
+        return 0.1
+    return 1e-5 if index <= 24 else 1e-6

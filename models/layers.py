@@ -1,0 +1,87 @@
+"""What several backbones share and timm.layers lacks."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerScale, Mlp
+from torch import nn
+
+from utils.errors import ConfigError
+
+
+class PatchProjection(nn.Module):
+    """Non-overlapping patches -> linear projection (ViT, CaiT: no norm). Weights are kept as those of a convolution.
+
+    A matrix product over unfolded patches gives tokens (B, N, D) that are contiguous, which a convolution does not.
+    """
+
+    def __init__(self, in_chans, dim, patch_size):
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
+
+    def forward(self, x):
+        """(B, C, H, W) -> (B, H/p * W/p, D)."""
+        batch, channels, height, width = x.shape
+        p, q = self.proj.kernel_size
+        x = x.reshape(batch, channels, height // p, p, width // q, q).permute(0, 2, 4, 1, 3, 5)
+        x = x.reshape(batch, (height // p) * (width // q), channels * p * q)
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with packed q, k, v. Inner width is heads * dim_head."""
+
+    def __init__(self, dim, heads, dim_head, *, qkv_bias=False, attn_drop=0.0, proj_drop=0.0):
+        super().__init__()
+        self.heads = heads
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, 3 * heads * dim_head, bias=qkv_bias)
+        self.proj = nn.Linear(heads * dim_head, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x, grid=None):
+        """x: (B, N, C) -> (B, N, C); the grid does not matter here."""
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d)
+        drop = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x += mixer(LN(x)); x += MLP(LN(x)), both under drop path and optional LayerScale.
+
+    mixer: a module called mixer(x, grid). layer_scale: initial value, or None for no LayerScale.
+    """
+
+    def __init__(self, dim, mixer, mlp_dim, *, drop=0.0, drop_path=0.0, layer_scale=None):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = mixer
+        self.layer_scale1 = optional_layer_scale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, mlp_dim, drop=drop)
+        self.layer_scale2 = optional_layer_scale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x, grid):
+        """x: (B, N, C) -> (B, N, C); grid: (H, W) of the patch tokens."""
+        x = x + self.drop_path(self.layer_scale1(self.attn(self.norm1(x), grid)))
+        return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
+
+
+def optional_layer_scale(dim, value):
+    """timm's LayerScale that starts at `value`, or nothing for None."""
+    return nn.Identity() if value is None else LayerScale(dim, value)
+
+
+def hidden_width(dim, mlp_ratio):
+    """Hidden channels of an MLP; ConfigError if there are none."""
+    width = int(dim * mlp_ratio)
+    if width < 1:
+        raise ConfigError(f"MODEL.ARGS.MLP_RATIO {mlp_ratio}: leaves no hidden channels of {dim}")
+    return width
+
+
+def drop_path_rates(rate, depth):
+    """Drop path probability of each of `depth` blocks: 0 for the first, `rate` for the last, linear between."""
+    return torch.linspace(0, rate, depth, device="cpu").tolist()

@@ -1,0 +1,167 @@
+"""The four-stage skeleton of Swin-like backbones: patch embedding, stages of blocks with shortcuts, patch merging.
+
+What differs between the backbones is the block, which is passed in as a function.
+State-dict names: patch_embed.{proj, norm}, stages.s.stack.{blocks.j, shortcuts.j},
+stages.s.downsample.{norm, reduction}, norm, head.
+"""
+
+from timm.layers import PatchEmbed
+from torch import nn
+
+from models import checks
+from models.base import Backbone
+from models.layers import drop_path_rates
+from models.shortcut import ShortcutStack
+
+
+class Pyramid(Backbone):
+    """Stage s has depths[s] blocks of dim * 2^s channels on a grid of img_size / (patch_size * 2^s) tokens.
+
+    make_block(stage=, index=, dim=, grid=, drop_path=) -> a module called block(x, grid) on x (B, H*W, C).
+    shortcut: keywords of ShortcutStack; groups never cross a stage. img_size must fit (see `size_problem`).
+    """
+
+    def __init__(
+        self,
+        *,
+        make_block,
+        dim,
+        depths,
+        img_size,
+        patch_size,
+        in_chans,
+        num_classes,
+        drop_rate=0.0,
+        drop_path_rate=0.0,
+        shortcut=None,
+        use_checkpoint=False,
+    ):
+        super().__init__()
+        checks.positive(dim=dim, depths=depths, in_chans=in_chans)
+        checks.probability(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        self.patch_size = patch_size
+        self.num_features = dim * 2 ** (len(depths) - 1)
+        self.patch_embed = PatchEmbed(
+            None,
+            patch_size,
+            in_chans,
+            dim,
+            norm_layer=nn.LayerNorm,
+            strict_img_size=False,  # LayerNorm: eps 1e-5
+        )
+        self.pos_drop = nn.Dropout(drop_rate)
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        stages = []
+        for s, (depth, grid) in enumerate(zip(depths, stage_grids(img_size, patch_size, len(depths)), strict=True)):
+            width = dim * 2**s
+            blocks = [make_block(stage=s, index=j, dim=width, grid=grid, drop_path=next(rates)) for j in range(depth)]
+            stack = ShortcutStack(blocks, width, use_checkpoint=use_checkpoint, **(shortcut or {}))
+            stages.append(Stage(stack, PatchMerging(width) if s + 1 < len(depths) else None))
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head = self.build_head(num_classes)
+
+    def forward_stages(self, x):
+        """(B, C, H, W) -> for each stage (tokens (B, h*w, C_s) before merging, (h, w))."""
+        checks.image_size(tuple(x.shape[-2:]), self.size_unit(), self.size_problem)
+        grid = x.shape[-2] // self.patch_size[0], x.shape[-1] // self.patch_size[1]
+        x = self.pos_drop(self.patch_embed(x))
+        outputs = []
+        for stage in self.stages:
+            x = stage.stack(x, grid)
+            outputs.append((x, grid))
+            if stage.downsample is not None:
+                x, grid = stage.downsample(x, grid)
+        return outputs
+
+    def feature_maps(self, x):
+        """(B, C, H, W) -> list of (B, C_s, h, w), one for each stage, before patch merging and without a norm."""
+        return [tokens.transpose(1, 2).unflatten(2, grid) for tokens, grid in self.forward_stages(x)]
+
+    def forward_features(self, x):
+        """(B, C, H, W) -> (B, N, D) tokens of the last stage, normalised."""
+        return self.norm(self.forward_stages(x)[-1][0])
+
+    def pool(self, x):
+        """(B, N, D) -> (B, D): the mean over the tokens."""
+        return x.mean(dim=1)
+
+    def size_unit(self):
+        """(p, q): every image size that works is a multiple of it."""
+        return size_unit(self.patch_size, len(self.stages))
+
+    def size_problem(self, size):
+        """Why images of this size (H, W) do not work, or an empty string."""
+        return size_problem(size, self.patch_size, len(self.stages))
+
+
+class Stage(nn.Module):
+    """Blocks and the merging after them (None in the last stage)."""
+
+    def __init__(self, stack, downsample):
+        super().__init__()
+        self.stack = stack
+        self.downsample = downsample
+
+
+class PatchMerging(nn.Module):
+    """Each 2 x 2 tokens become one of twice the channels (arXiv 2103.14030, section 3.1)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x, grid):
+        """x: (B, H*W, C) -> ((B, H/2 * W/2, 2C), (H/2, W/2)); H and W even."""
+        half = grid[0] // 2, grid[1] // 2
+        x = x.view(x.shape[0], half[0], 2, half[1], 2, x.shape[-1])
+        # Published order of the (row, column) offsets: (0, 0), (1, 0), (0, 1), (1, 1).
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)  # (B, H/2 * W/2, 4C)
+        return self.reduction(self.norm(x)), half
+
+
+def stage_grids(img_size, patch_size, stages):
+    """(rows, columns) of tokens in each stage."""
+    rows, columns = img_size[0] // patch_size[0], img_size[1] // patch_size[1]
+    return [(rows // 2**s, columns // 2**s) for s in range(stages)]
+
+
+def size_unit(patch_size, stages):
+    """(p, q): patch size times the merging of all stages."""
+    return patch_size[0] * 2 ** (stages - 1), patch_size[1] * 2 ** (stages - 1)
+
+
+def size_problem(size, patch_size, stages):
+    """Why patches and merging do not fit images of this size (H, W), or an empty string."""
+    unit = size_unit(patch_size, stages)
+    if all(n % u == 0 for n, u in zip(size, unit, strict=True)):
+        return ""
+    name = unit[0] if unit[0] == unit[1] else unit
+    return f"not a multiple of {name} (patch size times 2 for each of the {stages - 1} mergings)"
+
+
+def window_in(grid, window):
+    """The window a grid gets: the grid's shorter side where that is not larger (then nothing is shifted)."""
+    return min(window, *grid)
+
+
+def window_problem(size, patch_size, stages, window):
+    """As size_problem, and the windows must tile the grid of every stage."""
+    problem = size_problem(size, patch_size, stages)
+    if problem:
+        return problem
+    for s, grid in enumerate(stage_grids(size, patch_size, stages)):
+        used = window_in(grid, window)
+        if any(side % used for side in grid):
+            return f"window size {used} does not divide the {grid[0]} x {grid[1]} tokens of stage {s + 1}"
+    return ""
+
+
+def divisors_hint(size, patch_size, stages, window):
+    """' or window size ...' with the windows that would work at this size, nearest to the given one first."""
+    if size_problem(size, patch_size, stages):
+        return ""
+    windows = [w for w in range(2, max(size) // min(patch_size) + 1) if not window_problem(size, patch_size, stages, w)]
+    windows = sorted(windows, key=lambda w: abs(w - window))[:3]
+    return f"; or MODEL.ARGS.WINDOW_SIZE {' or '.join(map(str, windows))}" if windows else ""

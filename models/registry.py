@@ -1,0 +1,89 @@
+"""Named variants: name -> constructor, sizes and the table of the paper they stand in."""
+
+import inspect
+import typing
+from dataclasses import dataclass
+
+from models.checks import config_key
+from utils.errors import ConfigError, listing, nearest
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One named model. `sizes` are the constructor keywords that make it this variant."""
+
+    constructor: type
+    sizes: dict
+    source: str
+
+
+_VARIANTS = {}
+
+
+def register(table):
+    """Class decorator: enter {name: (sizes, source)} as variants of the class."""
+
+    def enter(constructor):
+        for name, (sizes, source) in table.items():
+            if name in _VARIANTS:
+                raise ValueError(f"model variant {name!r} is registered twice")
+            _VARIANTS[name] = Variant(constructor, sizes, source)
+        return constructor
+
+    return enter
+
+
+def list_variants():
+    """All names, in the order of registration."""
+    return list(_VARIANTS)
+
+
+def get_variant(name):
+    """The Variant called `name`; ConfigError with the nearest name and the list if there is none."""
+    if name not in _VARIANTS:
+        raise ConfigError(f"MODEL.TYPE {name!r}: unknown{nearest(name, _VARIANTS)} (known: {listing(_VARIANTS)})")
+    return _VARIANTS[name]
+
+
+def create(variant, **kwargs):
+    """Build the model `variant`; keywords (any case) override its sizes.
+
+    Raises ConfigError for an unknown variant, an unknown keyword, a wrong type, or sizes that do not fit together.
+    """
+    entry = get_variant(variant)
+    given = {name.lower(): value for name, value in kwargs.items()}
+    parameters = inspect.signature(entry.constructor).parameters
+    for name, value in given.items():
+        if name not in parameters:
+            allowed = [key.upper() for key in parameters]
+            raise ConfigError(
+                f"MODEL.ARGS.{name.upper()}: {variant} has no such argument{nearest(name, allowed)} "
+                f"(allowed: {listing(allowed, most=len(allowed))})"
+            )
+        _check_type(config_key(name), value, parameters[name].annotation)
+    _check_shortcut(given.get("shortcut"))
+    return entry.constructor(**{**entry.sizes, **given})
+
+
+def _check_type(key, value, annotation):
+    """Whole numbers pass as floats, True and False only as bool."""
+    kinds = typing.get_args(annotation) or (annotation,)
+    if isinstance(value, bool):
+        fits = bool in kinds
+    else:
+        fits = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+    if not fits:
+        wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ConfigError(f"{key} {value!r}: must be {wanted}, not {type(value).__name__}")
+
+
+def _check_shortcut(settings):
+    """The keys and flags of the shortcut settings; ShortcutStack checks kernels and span."""
+    flags = ("identity", "tied", "learned_scale")
+    allowed = ("kernels", "span", *flags)
+    for name, value in (settings or {}).items():
+        if name not in allowed:
+            keys = [key.upper() for key in allowed]
+            raise ConfigError(f"MODEL.SHORTCUT.{name.upper()}: unknown{nearest(name, keys)} (allowed: {listing(keys)})")
+        if name in flags:
+            _check_type(f"MODEL.SHORTCUT.{name.upper()}", value, bool)

@@ -1,0 +1,52 @@
+"""What the entries for published code bases share."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from utils.errors import DataError
+
+DEFAULT_IMAGE = 224  # assumed where nothing in the weights depends on the image size
+
+
+@dataclass(frozen=True)
+class Source:
+    """One published code base.
+
+    marks: regular expressions that all occur in its key names and not together in any other source's.
+    rules: (pattern, replacement) tried in order on each key; replacement None drops the entry.
+    constructor: our class. sizes(original) -> keywords of the constructor.
+    tidy(converted, original): finishes what renaming cannot do, in place.
+    """
+
+    name: str
+    marks: tuple
+    rules: tuple
+    constructor: type
+    sizes: Callable
+    tidy: Callable = lambda converted, original: None
+
+
+def count(state_dict, pattern):
+    """One more than the greatest number that `pattern` finds in the keys; 0 if there is none."""
+    found = (re.match(pattern, key) for key in state_dict)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def square_root(number, what):
+    """Square root of a square number; DataError otherwise."""
+    root = math.isqrt(number)
+    if root * root != number:
+        raise DataError(f"{what}: {number} is not a square number, so the size cannot be told from the weights")
+    return root
+
+
+def shortcut_settings(state_dict, first):
+    """The keyword `shortcut` from the shape of the first convolution, {} if there is none."""
+    return {"shortcut": {"kernels": [state_dict[first].shape[-1]]}} if first in state_dict else {}
+
+
+def differing(extras):
+    """{keyword: value} from {keyword: (value, default)}, without those at their default."""
+    return {key: value for key, (value, default) in extras.items() if value != default}

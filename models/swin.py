@@ -1,0 +1,109 @@
+"""Swin Transformer (arXiv 2103.14030) with depth-wise shortcuts (arXiv 2407.19394).
+
+State-dict names: those of models.pyramid, and in each block norm1, attn.{qkv, relative_position_bias_table, proj},
+norm2, mlp.{fc1, fc2}.
+"""
+
+from models import checks
+from models.layers import Block, hidden_width
+from models.mixers import WindowAttention
+from models.pyramid import Pyramid, divisors_hint, size_unit, window_in, window_problem
+from models.registry import register
+from utils.errors import ConfigError
+
+VARIANTS = {  # name: (sizes, where they stand)
+    "swin_tiny": (
+        {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
+        "arXiv 2103.14030, section 3.3 (Swin-T)",
+    ),
+    "swin_small": (
+        {"dim": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)},
+        "arXiv 2103.14030, section 3.3 (Swin-S)",
+    ),
+    "swin_base": (
+        {"dim": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
+        "arXiv 2103.14030, section 3.3 (Swin-B)",
+    ),
+}
+
+
+@register(VARIANTS)
+class Swin(Pyramid):
+    """Window attention, every second block with shifted windows (shift=False: table 2's "w/o shift-window").
+
+    dim: channels of the first stage, doubled by each merging. heads: one number for each stage. window_size: tokens
+    per side; where a stage's grid is not larger, the window is the grid's shorter side and is not shifted.
+    The other arguments are those of models.vit; ConfigError for sizes that do not fit together.
+    """
+
+    linear_std = 0.02
+    undecayed = ("relative_position_bias_table",)
+
+    def __init__(
+        self,
+        *,
+        img_size: int | tuple | list = 224,
+        patch_size: int | tuple | list = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        dim: int = 96,
+        depths: tuple | list = (2, 2, 6, 2),
+        heads: tuple | list = (3, 6, 12, 24),
+        window_size: int = 7,
+        shift: bool = True,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        shortcut: dict | None = None,
+        init: str = "paper",
+        use_checkpoint: bool = False,
+    ):
+        img_size, patch_size = checks.pair("img_size", img_size), checks.pair("patch_size", patch_size)
+        _check(img_size, patch_size, dim, depths, heads, window_size)
+        checks.probability(attn_drop_rate=attn_drop_rate)
+
+        def make_block(*, stage, index, dim, grid, drop_path):
+            shifted = shift and index % 2 == 1 and min(grid) > window_size
+            mixer = WindowAttention(
+                dim,
+                heads[stage],
+                grid=grid,
+                window=window_in(grid, window_size),
+                shift=window_size // 2 if shifted else 0,
+                qkv_bias=qkv_bias,
+                attn_drop=attn_drop_rate,
+                proj_drop=drop_rate,
+            )
+            return Block(dim, mixer, hidden_width(dim, mlp_ratio), drop=drop_rate, drop_path=drop_path)
+
+        super().__init__(
+            make_block=make_block,
+            dim=dim,
+            depths=depths,
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            shortcut=shortcut,
+            use_checkpoint=use_checkpoint,
+        )
+        self.initialise(init)
+
+
+def _check(img_size, patch_size, dim, depths, heads, window_size):
+    checks.positive(dim=dim, depths=depths, heads=heads, window_size=window_size)
+    stages = len(depths)
+    if len(heads) != stages:
+        raise ConfigError(f"MODEL.ARGS.HEADS {list(heads)}: {len(heads)} numbers for the {stages} stages of DEPTHS")
+    for s, number in enumerate(heads):
+        checks.divides(dim * 2**s, number)
+
+    def problem(size):
+        return window_problem(size, patch_size, stages, window_size)
+
+    hint = divisors_hint(img_size, patch_size, stages, window_size)
+    checks.image_size(img_size, size_unit(patch_size, stages), problem, reach=window_size, hint=hint)
