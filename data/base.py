@@ -1,0 +1,123 @@
+"""What every dataset here is: images whose labels are known before any image is read, and the facts about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Facts about a dataset. `mean` and `std` are per channel, for pixels in 0..1; sizes are numbers of images.
+
+    Without DATA.MEAN and DATA.STD they are the dataset's own where known (CIFAR, digits) and ImageNet's otherwise
+    (imagenet, tiny-imagenet, imagefolder, fake). The published code used ImageNet's for every dataset.
+    `test_size` is 0 unless part of the training set is held out for validation.
+    """
+
+    name: str
+    num_classes: int
+    class_names: tuple
+    mean: tuple = IMAGENET_MEAN
+    std: tuple = IMAGENET_STD
+    in_chans: int = 3
+    train_size: int = 0
+    val_size: int = 0
+    test_size: int = 0
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a registered dataset function returns: the two parts of the dataset, unaugmented, and the facts."""
+
+    train: "ImageDataset"
+    val: "ImageDataset"
+    info: DatasetInfo
+
+
+def ignore(kind, name):
+    """Default for `note`: a remark about an image that nobody wants to hear."""
+
+
+class ImageDataset(Dataset):
+    """Base class: (RGB PIL image, label) by index, with all labels in `labels`, an int64 array of shape (N,)."""
+
+    def __init__(self, labels):
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.load(index), int(self.labels[index])
+
+    def load(self, index, note=ignore):
+        """The RGB PIL image. `note(kind, name)` receives remarks. Raises DataError or MissingError naming the file."""
+        raise NotImplementedError
+
+    def name(self, index):
+        """How error messages call this image: its file."""
+        raise NotImplementedError
+
+    def prepare(self):
+        """Called once before the first epoch, before workers start: read what is to be cached."""
+
+
+class ArrayImages(ImageDataset):
+    """Images in memory: uint8 array (N, H, W, 3)."""
+
+    def __init__(self, pixels, labels, name):
+        super().__init__(labels)
+        self.pixels, self.source = pixels, name
+
+    def load(self, index, note=ignore):
+        """The RGB PIL image of `index`."""
+        return Image.fromarray(self.pixels[index])
+
+    def name(self, index):
+        """Dataset, part and position."""
+        return f"{self.source}[{index}]"
+
+
+class Subset(ImageDataset):
+    """The images of `dataset` at `indices`, in that order."""
+
+    def __init__(self, dataset, indices):
+        super().__init__(dataset.labels[indices])
+        self.dataset, self.indices = dataset, np.asarray(indices)
+
+    def load(self, index, note=ignore):
+        """The RGB PIL image of `index`."""
+        return self.dataset.load(int(self.indices[index]), note)
+
+    def name(self, index):
+        """The name in the whole dataset."""
+        return self.dataset.name(int(self.indices[index]))
+
+    def prepare(self):
+        """Prepare the whole dataset."""
+        self.dataset.prepare()
+
+
+class PackedStrings(Sequence):
+    """A list of strings in two arrays.
+
+    A Python list of a million file names is copied into every forked loader worker, page by page, as reference counts
+    change; arrays stay shared.
+    """
+
+    def __init__(self, strings):
+        encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
+        self.text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self.ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self):
+        return len(self.ends) - 1
+
+    def __getitem__(self, index):
+        start, end = self.ends[index], self.ends[index + 1]
+        return self.text[start:end].tobytes().decode("utf-8", "surrogateescape")

@@ -1,0 +1,90 @@
+"""Which image comes when: pure functions of (seed, epoch), the same for any number of processes."""
+
+import numpy as np
+
+from utils.errors import ConfigError, DataError
+from utils.seed import derive_seed
+
+
+def random_state(*keys):
+    """NumPy's frozen legacy generator (its streams never change between versions), seeded by `keys`."""
+    seed = derive_seed(*keys)
+    return np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32])
+
+
+def epoch_order(size, seed, epoch):
+    """The order of the training images in an epoch: a permutation of 0..size-1, int64 array of shape (size,)."""
+    return random_state(int(seed), "order", int(epoch)).permutation(size)
+
+
+class TrainBatches:
+    """Micro-batches of one process.
+
+    Global micro-batch b of an epoch is order[b * G : (b + 1) * G] with G = world_size * batch_size, and process r takes
+    the r-th `batch_size` of it, so 1 process x 2B and 2 processes x B see the same global batches in the same order.
+    What is left at the end of an epoch and does not fill a global batch is dropped.
+    """
+
+    def __init__(self, size, batch_size, rank, world_size, seed):
+        self.size, self.batch_size, self.rank, self.world_size, self.seed = size, batch_size, rank, world_size, seed
+        self.per_epoch = size // (batch_size * world_size)
+        if not self.per_epoch:
+            raise ConfigError(
+                f"DATA.BATCH_SIZE: {batch_size} x {world_size} processes is more than the {size} training images; "
+                f"at most {size // world_size}"
+            )
+
+    def batch(self, order, number):
+        """Image indices of this process in global micro-batch `number`."""
+        first = (number * self.world_size + self.rank) * self.batch_size
+        return order[first : first + self.batch_size].tolist()
+
+    def batches(self, epoch, start=0):
+        """Lists of keys (epoch, index), from micro-batch `start` of the epoch on."""
+        order = epoch_order(self.size, self.seed, epoch)
+        for number in range(start, self.per_epoch):
+            yield [(epoch, index) for index in self.batch(order, number)]
+
+
+def shard(size, rank, world_size):
+    """The consecutive indices that process `rank` evaluates: nothing padded, nothing twice, nothing left out."""
+    return range(size * rank // world_size, size * (rank + 1) // world_size)
+
+
+def eval_batches(size, batch_size, rank, world_size):
+    """This process's shard in lists of at most `batch_size` indices; empty if there are more processes than images."""
+    indices = shard(size, rank, world_size)
+    return [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
+
+
+def most_eval_batches(size, batch_size, world_size):
+    """Number of evaluation batches of the process that has most."""
+    largest = -(-size // world_size)
+    return -(-largest // batch_size)
+
+
+def stratified_split(labels, fraction, *keys):
+    """Hold out `fraction` of every class, chosen by a generator seeded with `keys`.
+
+    Returns (kept, held out), sorted int64 arrays of indices. Every class gives at least one image to each side.
+    Raises DataError if a class has fewer than two images.
+    """
+    labels = np.asarray(labels)
+    classes, sizes = np.unique(labels, return_counts=True)
+    if sizes.min() < 2:
+        raise DataError(f"class {classes[sizes.argmin()]} has one image: none can be held out (DATA.VAL_SPLIT)")
+    held = []
+    for label, count in zip(classes, apportion(sizes, fraction), strict=True):
+        members = np.flatnonzero(labels == label)
+        held.append(random_state(*keys, int(label)).permutation(members)[:count])
+    held = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def apportion(sizes, fraction):
+    """How many of each class to hold out: by largest remainder, so that the sum is `fraction` of the whole."""
+    quotas = fraction * sizes
+    counts = np.floor(quotas).astype(int)
+    left = round(fraction * sizes.sum()) - counts.sum()
+    counts[np.argsort(counts - quotas, kind="stable")[:left]] += 1
+    return np.clip(counts, 1, sizes - 1)

@@ -1,0 +1,102 @@
+"""Images made ready for a batch, in the loader's workers: read, transformed, and errors carried home.
+
+torch re-raises a worker's exception with a traceback as its message. Errors for the user are therefore returned as
+values, travel with the batch, and are raised by the loader in the main process as the one line that they are.
+"""
+
+from typing import NamedTuple
+
+from torch.utils.data import Dataset, default_collate
+
+from utils.errors import DataError, MissingError, RunError
+from utils.seed import seeded
+
+
+class Sample(NamedTuple):
+    """A tensor (3, H, W), its label, errors of images left out for it, and remarks (kind, name)."""
+
+    image: object
+    label: int
+    left_out: list
+    notes: list
+
+
+class Batch(NamedTuple):
+    """Images (B, 3, H, W), labels int64 (B,), errors of images left out [(name, text)], and remarks (kind, name)."""
+
+    images: object
+    labels: object
+    left_out: list
+    notes: list
+
+
+def collate(samples):
+    """A Batch, or the first error among the samples."""
+    for sample in samples:
+        if isinstance(sample, RunError):
+            return sample
+    images, labels = default_collate([(sample.image, sample.label) for sample in samples])
+    left_out = [item for sample in samples for item in sample.left_out]
+    notes = [item for sample in samples for item in sample.notes]
+    return Batch(images, labels, left_out, notes)
+
+
+def bad_image_limit(size):
+    """How many different images may be left out of a training set: 1 %, at least 10."""
+    return max(10, size // 100)
+
+
+class TrainSamples(Dataset):
+    """Augmented training images by key (epoch, index); what is drawn depends on (seed, epoch, index) alone.
+
+    With `skip_bad` an image that cannot be read is replaced by the next one by index, the same way in every run and on
+    every process, so that no batch changes its size. Otherwise it is an error.
+    """
+
+    def __init__(self, images, transform, seed, skip_bad=False):
+        self.images, self.transform, self.seed = images, transform, int(seed)
+        self.attempts = min(len(images), bad_image_limit(len(images)) + 1) if skip_bad else 1
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        left_out, notes = [], []
+        try:
+            image, label = self.read(index, left_out, notes)
+        except RunError as error:
+            return error
+        with seeded(self.seed, "augment", epoch, index):
+            return Sample(self.transform(image), label, left_out, notes)
+
+    def read(self, index, left_out, notes):
+        """The image of `index`, or of the next index that can be read; adds what was left out and remarked."""
+        for step in range(self.attempts):
+            place = (index + step) % len(self.images)
+            try:
+                image = self.images.load(place, lambda *note: notes.append(note))
+                return image, int(self.images.labels[place])
+            except (DataError, MissingError) as error:
+                if self.attempts == 1:
+                    raise
+                left_out.append((self.images.name(place), str(error)))
+        raise DataError(f"{self.attempts} images in a row cannot be read; the last: {left_out[-1][1]}")
+
+
+class EvalSamples(Dataset):
+    """Images for evaluation by index; one that cannot be read is always an error."""
+
+    def __init__(self, images, transform):
+        self.images, self.transform = images, transform
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        notes = []
+        try:
+            image = self.images.load(index, lambda *note: notes.append(note))
+        except RunError as error:
+            return error
+        return Sample(self.transform(image), int(self.images.labels[index]), [], notes)

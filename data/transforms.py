@@ -1,0 +1,208 @@
+"""The only place that builds an image pipeline: PIL image in, normalised float tensor (3, H, W) out.
+
+Training, as in arXiv 2407.19394 and Swin: [resize small images up, bilinear] -> random crop -> flips -> RandAugment or
+colour jitter -> tensor -> normalise -> random erasing. The stages are timm's; only the crop can be exchanged.
+Evaluation: one resize and a crop, and none of them for images that already have the model's input size.
+"""
+
+from timm.data import create_transform
+from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
+from torchvision import transforms as T
+from torchvision.transforms import functional as F
+
+from data.randaugment import check_auto_augment, describe_auto_augment, guard_posterize
+from utils.errors import ConfigError, nearest
+
+INTERPOLATIONS = {name: T.InterpolationMode(name) for name in ("nearest", "bilinear", "bicubic", "lanczos")}
+CROPS = ("resized", "padded", "none")
+EVAL_CROP = 0.875  # share of the resized image's side that the centre crop keeps
+
+
+def covering_size(width, height, target):
+    """Smallest (height, width) of the same aspect ratio that covers `target` (height, width)."""
+    rows, cols = target
+    if rows * width >= cols * height:
+        return rows, max(cols, rows * width // height)
+    return max(rows, cols * height // width), cols
+
+
+class ResizeSmall:
+    """Enlarge images that are smaller than `size` (height, width) on either side; the paper's first step for CIFAR."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, image):
+        """PIL image in, PIL image out."""
+        if image.height >= self.size[0] and image.width >= self.size[1]:
+            return image
+        return F.resize(image, covering_size(*image.size, self.size), T.InterpolationMode.BILINEAR)
+
+    def __repr__(self):
+        return f"resize images smaller than {text_size(self.size)} up to it (bilinear)"
+
+
+class Fit:
+    """Bring an image to `size` (height, width): untouched if it has it, else one resize and a centre crop.
+
+    `margin` is the share of the resized image's side that the crop keeps; None squeezes the image to `size` without
+    crop, whatever its aspect ratio.
+    """
+
+    def __init__(self, size, interpolation, margin=1.0):
+        self.size, self.interpolation, self.margin = size, interpolation, margin
+
+    def __call__(self, image):
+        """PIL image in, PIL image of `size` out."""
+        if (image.height, image.width) == self.size:
+            return image
+        mode = INTERPOLATIONS[self.interpolation]
+        if self.margin is None:
+            return F.resize(image, self.size, mode)
+        larger = tuple(int(side / self.margin) for side in self.size)
+        return F.center_crop(F.resize(image, covering_size(*image.size, larger), mode), self.size)
+
+    def __repr__(self):
+        size = text_size(self.size)
+        if self.margin is None:
+            how = f"resized to {size}"
+        else:
+            larger = text_size(tuple(int(side / self.margin) for side in self.size))
+            how = f"resized to cover {larger}, centre crop {size}"
+        return f"images of {size} as they are, others {how} ({self.interpolation})"
+
+
+def text_size(size):
+    """`224x224` from (height, width)."""
+    return f"{size[0]}x{size[1]}"
+
+
+def as_size(img_size):
+    """(height, width) from an int or a pair."""
+    return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+
+
+def check_choice(key, value, options):
+    """Raise ConfigError if `value` is not among `options`."""
+    if value not in options:
+        raise ConfigError(f"{key}: {value!r}, but one of {', '.join(options)}{nearest(value, options)}")
+
+
+class TrainTransform(T.Compose):
+    """The training pipeline; `describe()` lists what is in effect and what is not.
+
+    Arguments are the values of the configuration's AUG section in lower case; `img_size` int or (height, width),
+    `mean` and `std` of pixels in 0..1. Raises ConfigError for unknown choices.
+    """
+
+    def __init__(
+        self,
+        img_size,
+        mean,
+        std,
+        interpolation="bicubic",
+        crop="resized",
+        resize_first=False,
+        scale=(0.08, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        hflip=0.5,
+        vflip=0.0,
+        color_jitter=0.4,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        reprob=0.25,
+        remode="pixel",
+        recount=1,
+    ):
+        check_choice("DATA.INTERPOLATION", interpolation, INTERPOLATIONS)
+        check_choice("AUG.CROP", crop, CROPS)
+        check_choice("AUG.REMODE", remode, ("pixel", "rand", "const"))
+        if auto_augment:
+            check_auto_augment(auto_augment)
+        self.size, self.auto_augment, self.color_jitter = as_size(img_size), auto_augment, color_jitter
+        first, second, last = create_transform(
+            self.size,
+            is_training=True,
+            separate=True,  # three groups of steps: crop and flips; colours; tensor, normalisation and erasing
+            scale=tuple(scale),
+            ratio=tuple(ratio),
+            hflip=hflip,
+            vflip=vflip,
+            color_jitter=color_jitter or None,
+            auto_augment=auto_augment or None,
+            interpolation=interpolation,
+            mean=tuple(mean),
+            std=tuple(std),
+            re_prob=reprob,
+            re_mode=remode,
+            re_count=recount,
+        )
+        timm_crop, *flips = first.transforms
+        for step in second.transforms:
+            if isinstance(step, (RandAugment, AugMixAugment, AutoAugment)):
+                guard_posterize(step)
+        small = [ResizeSmall(self.size)] if resize_first else []
+        crop_steps = self.crop_steps(crop, timm_crop, interpolation)
+        super().__init__(small + crop_steps + flips + second.transforms + last.transforms)
+        self.inactive = self.inactive_options(crop, hflip, vflip, reprob)
+
+    def crop_steps(self, crop, timm_crop, interpolation):
+        """timm's random resized crop, or the small images' crop out of a zero border of 4 pixels per 32, or none."""
+        if crop == "resized":
+            return [timm_crop]
+        fit = Fit(self.size, interpolation)
+        if crop == "none":
+            return [fit]
+        rows, cols = (max(1, 4 * side // 32) for side in self.size)
+        return [fit, T.RandomCrop(self.size, padding=(cols, rows))]
+
+    def inactive_options(self, crop, hflip, vflip, reprob):
+        """Lines about settings that have no effect."""
+        lines = []
+        if self.color_jitter and self.auto_augment and "3a" not in self.auto_augment:
+            lines.append(f"inactive: colour jitter {self.color_jitter} (timm drops it when AUG.AUTO_AUGMENT is set)")
+        if crop != "resized":
+            lines.append(f"inactive: AUG.SCALE and AUG.RATIO (AUG.CROP is {crop})")
+        values = {
+            "horizontal flip": hflip,
+            "vertical flip": vflip,
+            "colour jitter": self.color_jitter,
+            "automatic augmentation": self.auto_augment,
+            "random erasing": reprob,
+        }
+        off = [name for name, value in values.items() if not value]
+        return lines + [f"off: {', '.join(off)}"] * bool(off)
+
+    def describe(self):
+        """The effective pipeline, one line per step, then what is inactive."""
+        return describe_steps(self.transforms, self.auto_augment) + self.inactive
+
+
+class EvalTransform(T.Compose):
+    """The evaluation pipeline: at most one resize, then tensor and normalisation.
+
+    `crop` True: the shorter side to size / 0.875, then the centre crop; False: squeezed to the size. Images that have
+    the input size already are used as they are (so native 32x32 images are never resized).
+    """
+
+    def __init__(self, img_size, mean, std, interpolation="bicubic", crop=True):
+        check_choice("DATA.INTERPOLATION", interpolation, INTERPOLATIONS)
+        fit = Fit(as_size(img_size), interpolation, margin=EVAL_CROP if crop else None)
+        super().__init__([fit, T.ToTensor(), T.Normalize(tuple(mean), tuple(std))])
+
+    def describe(self):
+        """The pipeline, one line per step."""
+        return describe_steps(self.transforms)
+
+
+def describe_steps(steps, auto_augment=""):
+    """One line per step, from the objects themselves."""
+    lines = []
+    for step in steps:
+        if isinstance(step, (RandAugment, AugMixAugment, AutoAugment)):
+            lines.append(describe_auto_augment(step, auto_augment))
+        elif isinstance(step, T.Normalize):
+            mean, std = ([round(float(value), 4) for value in values] for values in (step.mean, step.std))
+            lines.append(f"Normalize(mean={mean}, std={std})")
+        else:
+            lines.append(" ".join(repr(step).split()))
+    return lines

@@ -1,0 +1,100 @@
+"""Loader workers: deaf to the signals that are meant for the main process, gone when it goes, failures in one line."""
+
+import multiprocessing
+import os
+import re
+import signal
+from multiprocessing import connection
+from multiprocessing.util import Finalize
+
+from utils.errors import HangError, StorageError
+
+GRACE = 2.0  # seconds that workers get to end by themselves when the process ends
+
+
+class WorkerSignals:
+    """The `worker_init_fn` of a loader, shared by the main process and its workers.
+
+    A scheduler or Ctrl-C signals the whole process group. The main process then finishes its step and saves, for which
+    it needs its workers: they ignore SIGINT and SIGUSR1, and SIGTERM until the main process says that it is leaving.
+    """
+
+    def __init__(self):
+        self.leaving = multiprocessing.RawValue("b", 0)
+
+    def __call__(self, worker_id):
+        """In the worker: set up its signals."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, "SIGUSR1"):  # not on Windows
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self.on_sigterm)
+
+    def on_sigterm(self, number, frame):
+        """In the worker: end, without clean-up, if the main process is leaving."""
+        if self.leaving.value:
+            os._exit(0)
+
+    def end_with(self, owner, iterator, processes):
+        """In the main process: end the workers when `owner` is dropped, or before Python waits for them at its end.
+
+        Left to itself torch would signal them too late (they are deaf) or, in garbage with cycles, find its own queues
+        closed already and wait five seconds for each of them.
+        """
+        Finalize(owner, self.end, args=(iterator, processes), exitpriority=100)
+
+    def end(self, iterator, processes):
+        """End the workers, politely while torch still does so (not at Python's end), then by signal."""
+        self.leaving.value = 1
+        reap()
+        iterator._shutdown_workers()
+        self.stop(processes)
+
+    def stop(self, processes):
+        """End the workers by signal, and by force if one is stuck (in a read that never returns, say)."""
+        self.leaving.value = 1
+        reap()
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(GRACE)
+        stuck = [process for process in processes if process.is_alive()]
+        if stuck:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error about what we do here
+            for process in stuck:
+                process.kill()
+
+
+def reap():
+    """Collect the exit status of killed workers: until then torch reports them again whenever any child ends."""
+    multiprocessing.active_children()
+
+
+def cause(error, processes):
+    """The report about a worker's death that stands behind `error`, or `error` itself.
+
+    A worker killed while it hands over a batch shows up as a broken connection first, torch's report comes later.
+    """
+    if isinstance(error, RuntimeError) or not processes:
+        return error
+    try:
+        connection.wait([process.sentinel for process in processes], timeout=1)
+    except RuntimeError as report:
+        return report
+    dead = [process.pid for process in processes if process.exitcode]
+    return RuntimeError(f"DataLoader worker (pid {dead[0]}) exited unexpectedly") if dead else error
+
+
+def worker_failure(error):
+    """The RunError that explains a RuntimeError of torch's DataLoader about its workers; None for other errors.
+
+    A killed worker can make such an error appear anywhere in the main process: torch raises it from a signal handler.
+    """
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    if text.startswith("DataLoader timed out"):
+        return HangError("a loader worker gave no batch within DATA.WORKER_TIMEOUT")
+    if re.match(r"DataLoader worker \(pid\(?s?\)? ?", text):
+        reason = " ".join(text.split())[:80]
+        return StorageError(f"{reason} (out of memory or shared memory?); try again, or a smaller DATA.NUM_WORKERS")
+    return None

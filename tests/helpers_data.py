@@ -1,0 +1,66 @@
+"""Small image folders and configurations for the tests of data/."""
+
+import io
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+from config import default_config
+
+
+def noise(key, size=(8, 8)):
+    """An RGB image of uniform noise, (height, width) = size, the same for the same key."""
+    pixels = np.random.RandomState(key).randint(0, 256, (*size, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def encoded(image, kind="PNG", **options):
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def class_folders(root, parts=("train", "val"), classes=("ant", "bee", "cat"), count=4, size=(8, 8)):
+    """`count` PNG files per class and part; file number i of class c in part p holds noise(100 * p + 10 * c + i)."""
+    for p, part in enumerate(parts):
+        for c, name in enumerate(classes):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise(100 * p + 10 * c + i, size).save(folder / f"{i}.png")
+    return root
+
+
+def zip_of_folders(source, target, classes, deflate=("val",)):
+    """train.zip, val.zip and their maps with the images of class folders, in the same order."""
+    target.mkdir()
+    for part in ("train", "val"):
+        kind = zipfile.ZIP_DEFLATED if part in deflate else zipfile.ZIP_STORED
+        lines = []
+        with zipfile.ZipFile(target / f"{part}.zip", "w", kind) as archive:
+            for label, name in enumerate(classes):
+                for file in sorted((source / part / name).iterdir()):
+                    archive.write(file, f"{name}/{file.name}")
+                    lines.append(f"{name}/{file.name}\t{label}\n")
+        (target / f"{part}_map.txt").write_text("".join(lines))
+    return target
+
+
+def small_config(dataset="fake:train=24,val=10,classes=3", path="", size=8, batch_size=4, workers=0, **keys):
+    """Defaults with a small data set; further keys as AUG__MIXUP=0."""
+    config = default_config()
+    config.DATA.DATASET, config.DATA.DATA_PATH, config.DATA.IMG_SIZE = dataset, str(path), size
+    config.DATA.BATCH_SIZE, config.DATA.NUM_WORKERS, config.DATA.WORKER_TIMEOUT = batch_size, workers, 60
+    for key, value in keys.items():
+        *sections, last = key.split("__")
+        node = config
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    return config
+
+
+def silent(line):
+    """A log that nobody reads."""

@@ -1,0 +1,262 @@
+"""data/loaders.py, samples.py, workers.py: the same batches with any number of workers, errors in one line, no hang."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import build_data, worker_failure
+from data.base import ImageDataset, ignore
+from data.loaders import EvalLoader, TrainLoader
+from data.samplers import TrainBatches
+from data.samples import EvalSamples, TrainSamples
+from data.transforms import EvalTransform
+from tests.helpers_data import class_folders, noise, silent, small_config
+from utils.errors import DataError, HangError, StorageError
+
+ROOT = Path(__file__).parents[1]
+
+
+class Troubled(ImageDataset):
+    """Sixty images; `trouble(index)` runs before one is read, in the worker if there is one."""
+
+    def __init__(self, trouble, count=60):
+        super().__init__(torch.arange(count) % 3)
+        self.trouble = trouble
+
+    def load(self, index, note=ignore):
+        self.trouble(index)
+        return noise(index)
+
+    def name(self, index):
+        return f"file{index}.png"
+
+
+def refuse(bad):
+    def trouble(index):
+        if index in bad:
+            raise DataError(f"file{index}.png: broken image")
+
+    return trouble
+
+
+def train_loader(trouble, workers=0, skip_bad=False, rank=0, world_size=1, timeout=60, log=silent):
+    samples = TrainSamples(Troubled(trouble), EvalTransform(8, (0.5,) * 3, (0.5,) * 3), 0, skip_bad)
+    return TrainLoader(samples, TrainBatches(60, 4, rank, world_size, 0), workers, timeout, log=log)
+
+
+def epoch(workers=0, number=1, start=0, rank=0, world_size=1, batch_size=4):
+    data = build_data(small_config(workers=workers, batch_size=batch_size), rank, world_size, log=silent)
+    return list(data.train.epoch(number, start))
+
+
+def assert_equal(found, expected):
+    assert len(found) == len(expected) > 0
+    for (a, b), (c, d) in zip(found, expected, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+
+
+def test_batches_do_not_depend_on_workers_or_history():
+    expected = epoch()
+    data = build_data(small_config(workers=2), log=silent)
+    state = torch.get_rng_state()
+    list(data.train.epoch(0))
+    assert_equal(list(data.train.epoch(1)), expected)
+    assert_equal(list(data.train.epoch(1, start=4)), expected[4:])
+    assert list(data.train.epoch(1, start=6)) == []
+    assert torch.equal(torch.get_rng_state(), state)
+    images, labels = expected[0]
+    assert (images.shape, images.dtype) == ((4, 3, 8, 8), torch.float32)
+    assert labels.dtype == torch.int64
+
+
+def test_an_abandoned_epoch_leaves_the_next_one_alone():
+    expected = epoch(number=2)
+    data = build_data(small_config(workers=2), log=silent)
+    next(data.train.epoch(1))
+    assert_equal(list(data.train.epoch(2)), expected)
+
+
+def test_epochs_differ_in_order_and_augmentation():
+    class Counter(torch.nn.Module):
+        def forward(self, image):
+            return torch.rand(3, 2, 2)
+
+    samples = TrainSamples(Troubled(refuse(())), Counter(), 0)
+    draws = {(e, i): samples[e, i].image for e in (0, 1) for i in (0, 1)}
+    values = [tuple(image.flatten().tolist()) for image in draws.values()]
+    assert len(set(values)) == 4
+    assert torch.equal(samples[1, 0].image, draws[1, 0])
+
+
+def test_two_ranks_see_the_global_batches_of_one():
+    one = epoch(batch_size=8)
+    two = [epoch(rank=rank, world_size=2, workers=2 * rank) for rank in (0, 1)]
+    joined = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(*two, strict=True)]
+    assert_equal(joined, one)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_is_exact(workers, world_size):
+    images = Troubled(refuse(()), count=10)
+    samples = EvalSamples(images, EvalTransform(8, (0.5,) * 3, (0.5,) * 3))
+    loaders = [EvalLoader(samples, 3, rank, world_size, workers) for rank in range(world_size)]
+    for _ in range(2):
+        labels = [torch.cat([labels for _, labels in loader]) for loader in loaders]
+        assert torch.cat(labels).tolist() == images.labels.tolist()
+    assert {loader.size for loader in loaders} == {10}
+    assert {loader.batches for loader in loaders} == {max(len(list(loader)) for loader in loaders)}
+    assert [index for loader in loaders for index in loader.indices] == list(range(10))
+
+
+def test_a_rank_without_images_evaluates_nothing():
+    samples = EvalSamples(Troubled(refuse(()), count=1), EvalTransform(8, (0.5,) * 3, (0.5,) * 3))
+    assert list(EvalLoader(samples, 3, rank=0, world_size=2, num_workers=2)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_training_image_is_one_line(workers):
+    with pytest.raises(DataError) as caught:
+        list(train_loader(refuse({17}), workers).epoch(0))
+    assert caught.value.line() == "error[data] file17.png: broken image"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skip_takes_the_next_image_and_says_so(workers):
+    lines = []
+    plain, skipping = train_loader(refuse(())), train_loader(refuse({17, 18}), workers, skip_bad=True, log=lines.append)
+    for number in (0, 1):
+        for (images, labels), (same, same_labels), keys in zip(
+            plain.epoch(number), skipping.epoch(number), plain.sampler.batches(number), strict=True
+        ):
+            for place, (_, index) in enumerate(keys):
+                taken = 19 if index in (17, 18) else index
+                assert torch.equal(same[place], plain.samples[number, taken].image)
+                assert same_labels[place] == taken % 3
+                assert index in (17, 18) or torch.equal(same[place], images[place])
+                assert index in (17, 18) or labels[place] == same_labels[place]
+    assert sorted(line.rsplit(":", 2)[1].strip() for line in lines) == ["file17.png", "file18.png"]
+
+
+def test_too_many_skipped_images_are_an_error():
+    bad = set(range(0, 22, 2))
+    with pytest.raises(DataError, match="more than 10"):
+        list(train_loader(refuse(bad), skip_bad=True).epoch(0))
+    list(train_loader(refuse(set(list(bad)[:10])), skip_bad=True).epoch(0))
+    with pytest.raises(DataError, match="in a row"):
+        list(train_loader(refuse(range(60)), skip_bad=True).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_never_skips(tmp_path, workers):
+    root = class_folders(tmp_path)
+    (root / "val" / "bee" / "2.png").write_bytes(b"")
+    config = small_config("imagefolder", root, workers=workers, DATA__BAD_IMAGES="skip")
+    with pytest.raises(DataError, match=r"bee/2.png: empty file") as caught:
+        list(build_data(config, log=silent).val)
+    assert caught.value.exit_code == 65
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_remarks_are_logged_once(tmp_path, workers):
+    root, lines = class_folders(tmp_path), []
+    for name in ("0", "1"):
+        frames = [noise(key) for key in (1, 2)]
+        frames[0].save(root / "train" / "bee" / f"{name}.gif", save_all=True, append_images=frames[1:])
+    data = build_data(small_config("imagefolder", root, batch_size=2, workers=workers), log=lines.append)
+    list(data.train.epoch(0))
+    list(data.train.epoch(1))
+    assert [("several frames" in line, ".gif" in line) for line in lines] == [(True, True)]
+
+
+def test_a_hanging_worker_names_the_batch_it_hangs_on():
+    def hang(index):
+        if index == 17:
+            time.sleep(1000)
+
+    loader = train_loader(hang, workers=2, timeout=1)
+    started = time.monotonic()
+    with pytest.raises(HangError, match=r"WORKER_TIMEOUT=1 s: epoch 0, micro-batch \d+, from file\d+.png on") as caught:
+        list(loader.epoch(0))
+    batch = next(n for n, keys in enumerate(loader.sampler.batches(0)) if (0, 17) in keys)
+    assert f"micro-batch {batch}," in str(caught.value)
+    assert not any(process.is_alive() for process in loader.reader.processes)
+    assert time.monotonic() - started < 20
+
+
+def test_dropping_a_loader_ends_its_workers_at_once():
+    def broken_pass():
+        loader = train_loader(refuse({17}), workers=2)
+        cycle = [loader]
+        cycle.append(cycle)
+        with pytest.raises(DataError):
+            list(loader.epoch(0))
+        return loader.reader.processes
+
+    processes = broken_pass()
+    started = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - started < 4  # torch waits 5 s for each worker that does not answer
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_a_killed_worker_is_one_line():
+    loader = train_loader(lambda index: os.kill(os.getpid(), signal.SIGKILL) if index == 17 else None, workers=2)
+    with pytest.raises((StorageError, RuntimeError)) as caught:  # raw where torch raises it outside the loader's code
+        list(loader.epoch(0))
+    failure = worker_failure(caught.value) or caught.value
+    assert isinstance(failure, StorageError)
+    assert failure.retryable
+    assert failure.line().startswith("error[io] DataLoader worker (pid")
+
+
+def test_other_errors_are_not_explained_away():
+    def fail(index):
+        raise RuntimeError("a mistake in the code")
+
+    with pytest.raises(RuntimeError, match="a mistake in the code"):
+        list(train_loader(fail, workers=2).epoch(0))
+    assert worker_failure(RuntimeError("CUDA out of memory")) is None
+    assert worker_failure(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal ...")) is None
+    killed = worker_failure(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
+    assert isinstance(killed, StorageError)
+    assert "killed by signal: Killed" in str(killed)
+
+
+def test_workers_ignore_signals_meant_for_the_main_process():
+    loader = train_loader(refuse(()), workers=2)
+    batches = loader.epoch(0)
+    next(batches)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for process in loader.reader.processes:
+            os.kill(process.pid, number)
+    assert len(list(batches)) == 14
+    assert all(process.is_alive() for process in loader.reader.processes)
+
+
+ABANDON = """
+import sys, time
+from tests.test_data_loaders import train_loader
+def trouble(index):
+    time.sleep({sleep})
+loader = train_loader(trouble, workers=2)
+batches = loader.epoch(0)
+{next}
+print("left", flush=True)
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("sleep", "first"), [(0, "next(batches)"), (1000, "loader.reader.start()")])
+def test_an_abandoned_epoch_does_not_hang_at_exit(sleep, first):
+    code = ABANDON.format(sleep=sleep, next=first)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "left\n", "")
