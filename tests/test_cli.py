@@ -1,0 +1,136 @@
+"""The command line: every flag reaches its key, no mistake is swallowed."""
+
+from pathlib import Path
+
+import pytest
+
+from config import check, load_config
+from utils.cli import KEYS, build_parser, flag_overrides, parse_args
+from utils.errors import ConfigError
+
+CFG = ["--cfg", "configs/vit/vit_tiny_16_224_cifar10.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
+def overrides(*argv):
+    return flag_overrides(parse_args([*CFG, *argv]))
+
+
+def test_nothing_given_overrides_nothing():
+    args = parse_args(CFG)
+    assert flag_overrides(args) == {}
+    assert (args.cfg, args.opts, args.local_rank) == (CFG[1], [], 0)
+    assert (args.eval, args.throughput, args.print_config) == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value"),
+    [(["--batch-size", "64"], "DATA.BATCH_SIZE", 64), (["--batch-size=64"], "DATA.BATCH_SIZE", 64),
+     (["--batch-size", "0"], "DATA.BATCH_SIZE", 0), (["--data-path", "d"], "DATA.DATA_PATH", "d"),
+     (["--zip"], "DATA.ZIP_MODE", True), (["--cache-mode", "no"], "DATA.CACHE_MODE", "no"),
+     (["--pretrained", "p.pth"], "MODEL.PRETRAINED", "p.pth"), (["--resume", "r.pth"], "MODEL.RESUME", "r.pth"),
+     (["--accumulation-steps", "4"], "TRAIN.ACCUMULATION_STEPS", 4),
+     (["--use-checkpoint"], "TRAIN.USE_CHECKPOINT", True),
+     (["--optim", "sgd"], "TRAIN.OPTIMIZER.NAME", "sgd"), (["--disable-amp"], "AMP.ENABLE", False),
+     (["--disable_amp"], "AMP.ENABLE", False), (["--amp-dtype", "float16"], "AMP.DTYPE", "float16"),
+     (["--output", "o"], "OUTPUT", "o"), (["--tag", "7"], "TAG", "7"), (["--seed", "0"], "SEED", 0),
+     (["--device", "cuda:1"], "DEVICE", "cuda:1"), (["--compile"], "COMPILE", True)],
+)  # fmt: skip
+def test_each_flag_sets_its_key(argv, key, value):
+    flag = argv[0].partition("=")[0].replace("_", "-")
+    assert overrides(*argv) == {key: (value, flag)}
+    if value == 0 and key == "DATA.BATCH_SIZE":
+        return
+    cfg, origins = load_config(CFG[1], flags=overrides(*argv))
+    check(cfg, origins)
+    for name in key.split("."):
+        cfg = cfg[name]
+    assert (cfg, type(cfg), origins[key]) == (value, type(value), flag)
+
+
+def test_batch_size_0_is_refused_not_dropped():
+    cfg, origins = load_config(CFG[1], flags=overrides("--batch-size", "0"))
+    with pytest.raises(ConfigError, match=r"DATA.BATCH_SIZE: 0 \(--batch-size\)"):
+        check(cfg, origins)
+
+
+def test_opts_in_every_position():
+    more = ["--opts", "DATA.NUM_WORKERS", "-1", "TRAIN.EPOCHS", "3", "--tag", "x"]
+    args = parse_args(["--opts", "SEED", "1", *CFG, *more])
+    assert args.opts == ["SEED", "1", "DATA.NUM_WORKERS", "-1", "TRAIN.EPOCHS", "3"]
+    assert args.tag == "x"
+    assert parse_args([*CFG, "--opts", "A", "1"]).opts == ["A", "1"]  # and nothing is left from the call before
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [([*CFG, "--acumulation-steps", "4"], ["--acumulation-steps", "did you mean --accumulation-steps?"]),
+     ([*CFG, "--acumulation-steps=4"], ["--acumulation-steps", "did you mean --accumulation-steps?"]),
+     ([*CFG, "--batch_size", "4"], ["did you mean --batch-size?"]),
+     ([*CFG, "--batch", "4"], ["--batch: unknown flag"]),  # no abbreviations
+     ([*CFG, "--evla", "--resume", "x"], ["did you mean --eval?"]),
+     ([*CFG, "-b", "4"], ["-b: unknown flag"]),
+     ([*CFG, "stray"], ["stray"]),
+     (["--datapath", "x"], ["did you mean --data-path?"]),  # before the missing --cfg
+     ([*CFG, "--amp-opt-level", "O1"], ["--amp-opt-level", "--amp-dtype"]),
+     ([*CFG, "--fused_layernorm"], ["--compile"]),
+     ([], ["--cfg", "missing", "configs/vit/"]),
+     (["--cfg"], ["--cfg", "expected one argument"]),
+     ([*CFG, "--batch-size"], ["--batch-size", "expected one argument"]),
+     ([*CFG, "--batch-size", "many"], ["--batch-size", "many"]),
+     ([*CFG, "--batch-size", "2.5"], ["--batch-size", "2.5"]),
+     ([*CFG, "--zip=1"], ["--zip"]),
+     ([*CFG, "--opts", "SEED"], ["--opts", "KEY VALUE", "SEED"]),
+     ([*CFG, "--opts", "MODEL.SHORTCUT.KERNELS", "[3,", "5]"], ["--opts", "quote"]),
+     ([*CFG, "--eval"], ["--eval", "--resume FILE"]),
+     ([*CFG, "--eval", "--resume", ""], ["--resume"]),
+     ([*CFG, "--eval", "--pretrained", "x.pth"], ["--eval", "--resume FILE"]),
+     ([*CFG, "--eval", "--resume", "r.pth", "--pretrained", "x.pth"], ["--pretrained"]),
+     ([*CFG, "--eval", "--resume", "r.pth", "--throughput"], ["--throughput", "--eval"]),
+     ([*CFG, "--disable-amp", "--amp-dtype", "float16"], ["--amp-dtype", "--disable-amp"])],
+)  # fmt: skip
+def test_mistake_is_one_line_with_code_64(argv, words, capsys):
+    with pytest.raises(ConfigError) as caught:
+        parse_args(argv)
+    line = caught.value.line()
+    assert caught.value.exit_code == 64
+    assert all(word in line for word in words), line
+    assert "\n" not in line
+    assert len(line) <= 200
+    assert not line.endswith("...")
+    assert capsys.readouterr() == ("", "")  # no usage text
+
+
+def test_eval_takes_the_checkpoint_from_opts_too():
+    assert parse_args([*CFG, "--eval", "--opts", "MODEL.RESUME", "x.pth"]).eval
+    assert parse_args([*CFG, "--eval", "--resume", "x.pth"]).resume == "x.pth"
+
+
+@pytest.mark.parametrize("spelling", ["--local-rank", "--local_rank"])
+def test_local_rank_yields_to_the_environment(spelling, monkeypatch):
+    assert parse_args([*CFG, f"{spelling}=3"]).local_rank == 3
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert parse_args([*CFG, spelling, "3"]).local_rank == 1
+    monkeypatch.setenv("LOCAL_RANK", "one")
+    with pytest.raises(ConfigError, match="LOCAL_RANK: 'one'"):
+        parse_args(CFG)
+
+
+def test_help_explains_every_flag_and_its_key(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    assert all(flag in text and f"[{key}]" in text for flag, key in KEYS.items())
+    assert all(word in text for word in ("--opts", "--print-config", "examples:", "exit codes:", "torchrun", "130"))
+
+
+def test_usage_lists_every_flag():
+    usage = build_parser().format_usage()
+    others = ["--cfg", "--opts", "--eval", "--throughput", "--print-config", "--local-rank"]
+    assert all(flag in usage for flag in [*KEYS, *others])

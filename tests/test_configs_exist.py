@@ -1,0 +1,215 @@
+"""The configuration files: the fifteen known names exist, all load, and each header tells the truth about its file."""
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import check, difference, load_config, to_plain
+from models.build import build_model
+from utils.cli import flag_overrides, parse_args
+from utils.flops import count_macs
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("cifar10", "cifar100", "tiny_imagenet")
+ORIGINAL = [
+    f"configs/{name}_{dataset}.yaml"
+    for name, dataset in itertools.product(
+        ("vit/vit_tiny_16_224", "vit/vit_small_16_224", "cait/cait_xxs12_16_224", "cait/cait_xxs24_16_224",
+         "swin/swin_tiny_patch4_window7_224"), SMALL)
+]  # fmt: skip
+IMAGENET = [f"configs/{name}_224_imagenet.yaml" for name in (
+    "swin/swin_tiny_patch4_window7", "cait/cait_xxs12_16", "cait/cait_xxs24_16")]  # fmt: skip
+EXPERIMENTS = sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "_base_"
+)
+NATIVE = [name for name in EXPERIMENTS if re.search(r"_(32|64)_", name)]
+
+# Top-1 from tables 1, 3, 5 and 6 of arXiv 2407.19394 (with the shortcut, plain), written down apart from the files.
+PUBLISHED = {
+    "vit_tiny_16_224_cifar10": (96.41, 94.01), "vit_tiny_16_224_cifar100": (78.05, 73.68),
+    "vit_tiny_16_224_tiny_imagenet": (64.10, 59.00), "vit_small_16_224_cifar10": (97.02, 95.09),
+    "vit_small_16_224_cifar100": (80.01, 73.97), "vit_small_16_224_tiny_imagenet": (66.86, 60.90),
+    "cait_xxs12_16_224_cifar10": (96.43, 92.02), "cait_xxs12_16_224_cifar100": (81.72, 73.43),
+    "cait_xxs12_16_224_tiny_imagenet": (70.47, 59.17), "cait_xxs24_16_224_cifar10": (97.28, 93.89),
+    "cait_xxs24_16_224_cifar100": (82.83, 74.84), "cait_xxs24_16_224_tiny_imagenet": (70.64, 60.97),
+    "swin_tiny_patch4_window7_224_cifar10": (96.92, 93.59), "swin_tiny_patch4_window7_224_cifar100": (83.92, 78.75),
+    "swin_tiny_patch4_window7_224_tiny_imagenet": (71.96, 68.24),
+    "swin_tiny_patch4_window7_224_imagenet": (81.73, 81.14), "cait_xxs12_16_224_imagenet": (75.89, 74.85),
+    "cait_xxs24_16_224_imagenet": (79.66, 77.66),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """Multiply-accumulates counted so far, per model, image size and arguments."""
+    return {}
+
+
+def load(name, opts=(), flags=()):
+    cfg, origins = load_config(name, opts, flags)
+    check(cfg, origins)
+    return cfg
+
+
+def header(name):
+    lines = Path(name).read_text().splitlines()
+    return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def command(name):
+    """The words after main.py in the header's command."""
+    (line,) = [line for line in header(name) if "main.py" in line]
+    return shlex.split(line.partition("main.py ")[2])
+
+
+def plain_options(name):
+    (line,) = [line for line in header(name) if "plain baseline: " in line]
+    return shlex.split("--tag" + line.rpartition("--tag")[2])
+
+
+def test_known_names_exist():
+    assert len(ORIGINAL) == 15
+    assert set(ORIGINAL) | set(IMAGENET) <= set(EXPERIMENTS)
+    for family in ("vit", "cait", "swin"):
+        sizes = [re.search(r"_(32|64)_(\w+)\.yaml", name).groups() for name in NATIVE if f"/{family}/" in name]
+        assert sorted(sizes) == [("32", "cifar10"), ("32", "cifar100"), ("64", "tiny_imagenet")]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_loads_and_is_short(name):
+    cfg = load(name)
+    assert Path(name).stem == cfg.MODEL.NAME
+    body = Path(name).read_text().splitlines()[len(header(name)) :]
+    assert (4 if "/demo/" in name else 5) <= len(body) <= 12
+    assert body[0].startswith("BASE: ../_base_/")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/_base_").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_load_by_themselves(path):
+    load(path)
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_header_command_runs_this_file(name):
+    args = parse_args(command(name))
+    assert args.cfg == name
+    load(args.cfg, args.opts, flag_overrides(args))
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "/demo/" not in name])
+def test_header_gives_the_plain_baseline(name):
+    args = parse_args([*command(name), *plain_options(name)])
+    ours, plain = load(name), load(args.cfg, args.opts, flag_overrides(args))
+    assert plain.TAG == "plain"
+    assert (ours.MODEL.SHORTCUT.KERNELS, ours.MODEL.SHORTCUT.SPAN) == ([3], 1)
+    assert plain.MODEL.SHORTCUT.KERNELS == []
+    changed = {key for key, _, _ in difference(to_plain(ours), to_plain(plain))}
+    changed -= {"TAG", "MODEL.SHORTCUT.KERNELS", "DATA.DATA_PATH"}
+    removed = {f"MODEL.ARGS.{key}" for key in ("LAYER_SCALE", "TALKING_HEADS", "POS_EMBED")}
+    expected = set() if "/cait/" not in name else {"MODEL.ARGS.LAYER_SCALE"} if name in IMAGENET else removed
+    assert changed == expected
+    assert all(plain.MODEL.ARGS[key.rpartition(".")[2]] is True for key in changed)
+    assert all(ours.MODEL.ARGS[key.rpartition(".")[2]] is False for key in changed)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "/demo/" not in name])
+def test_header_states_published_figures_only(name):
+    text = "\n".join(header(name))
+    assert re.search(r"table \d", text)
+    assert re.search(r"[\d.]+ M parameters, [\d.]+ GFLOPs", text)
+    figures = PUBLISHED.get(Path(name).stem)
+    if figures is None:
+        assert "not published" in text
+        assert "%" not in text.replace("29 % of the FLOPs", "")
+    else:
+        assert f"{figures[0]:.2f} % (published; plain backbone {figures[1]:.2f} %)" in text
+    assert (figures is None) == (name in NATIVE)
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_recipe_of_the_small_datasets(name):
+    """Section 4.1.1 of the paper."""
+    cfg = load(name)
+    swin = "/swin/" in name
+    train = cfg.TRAIN
+    rates = (2.5e-4, 2.5e-7, 2.5e-6) if swin else (5e-4, 5e-7, 5e-6)
+    assert (train.EPOCHS, train.WARMUP_EPOCHS, train.WEIGHT_DECAY, train.OPTIMIZER.NAME) == (300, 20, 0.05, "adamw")
+    assert (train.LR_SCHEDULER.NAME, train.LR_SCALING, train.CLIP_GRAD) == ("cosine", "none", 5.0)
+    assert rates == (train.BASE_LR, train.WARMUP_LR, train.MIN_LR)
+    assert pytest.approx(0.2 if swin else 0.0) == cfg.MODEL.DROP_PATH_RATE
+    assert (cfg.DATA.IMG_SIZE, cfg.DATA.BATCH_SIZE, cfg.AUG.RESIZE_FIRST) == (224, 128, True)
+    aug = cfg.AUG
+    assert (aug.AUTO_AUGMENT, aug.REPROB, aug.MIXUP, aug.CUTMIX) == ("rand-m9-mstd0.5-inc1", 0.25, 0.8, 1.0)
+    assert cfg.MODEL.LABEL_SMOOTHING == 0.1
+    assert train.NO_WEIGHT_DECAY == ["1d", "relative_position_bias_table"]  # so pos_embed and cls_token decay
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_recipe_of_imagenet(name):
+    cfg = load(name)
+    (line,) = [line for line in header(name) if "main.py" in line]
+    processes = int(re.search(r"nproc_per_node=(\d+)", line).group(1))
+    assert processes * cfg.DATA.BATCH_SIZE * cfg.TRAIN.ACCUMULATION_STEPS == 1024
+    assert (cfg.TRAIN.BASE_LR, cfg.TRAIN.EPOCHS) == (1e-3, 300)
+    assert not cfg.AUG.RESIZE_FIRST
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_names_agree_with_contents(name):
+    cfg = load(name)
+    if "/demo/" in name:
+        assert cfg.DATA.DATASET == "digits"
+        return
+    dataset, classes = {
+        "cifar10": ("cifar10", 10), "cifar100": ("cifar100", 100), "tiny_imagenet": ("tiny-imagenet", 200),
+        "imagenet": ("imagenet", 1000),
+    }[re.search(r"_(tiny_imagenet|imagenet|cifar10|cifar100)\.yaml", name).group(1)]  # fmt: skip
+    assert (dataset, classes) == (cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
+    assert Path(name).name.startswith(cfg.MODEL.TYPE)
+    numbers = [int(n) for n in re.findall(r"\d+", Path(name).stem.removeprefix(cfg.MODEL.TYPE).removesuffix(dataset))]
+    keys = ("PATCH_SIZE", "WINDOW_SIZE") if "/swin/" in name else ("PATCH_SIZE",)
+    defaults = {"PATCH_SIZE": 4 if "/swin/" in name else 16, "WINDOW_SIZE": 7}
+    assert numbers[: len(keys) + 1] == [*(cfg.MODEL.ARGS.get(key, defaults[key]) for key in keys), cfg.DATA.IMG_SIZE]
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_native_sizes_are_as_their_headers_say(name):
+    cfg = load(name)
+    patch, side = cfg.MODEL.ARGS.PATCH_SIZE, cfg.DATA.IMG_SIZE
+    assert cfg.AUG.CROP == "padded"
+    assert not cfg.AUG.RESIZE_FIRST
+    text = "\n".join(header(name))
+    if "/swin/" in name:
+        window = cfg.MODEL.ARGS.WINDOW_SIZE
+        grids = [side // patch // 2**stage for stage in range(4)]
+        assert " and ".join([", ".join(f"{g}x{g}" for g in grids[:3]), f"{grids[3]}x{grids[3]}"]) in text
+        assert all(grid % window == 0 or grid < window for grid in grids)
+    else:
+        assert f"into {side // patch}x{side // patch} = {(side // patch) ** 2} tokens" in text
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_model_can_be_built_and_has_the_size_of_the_header(name, counted):
+    """On the meta device: shapes without memory. Published figures are rounded or cut to their last digit."""
+    cfg = load(name)
+    with torch.device("meta"):
+        model = build_model(cfg, cfg.MODEL.NUM_CLASSES)
+    stated = re.search(r"([\d.]+) M parameters, ([\d.]+) GFLOPs", "\n".join(header(name)))
+    if stated:
+        same = cfg.MODEL.TYPE, cfg.DATA.IMG_SIZE, str(cfg.MODEL.ARGS)  # the head of another dataset does not count
+        if same not in counted:
+            counted[same] = count_macs(model, cfg.DATA.IMG_SIZE)["total"]
+        measured = sum(parameter.numel() for parameter in model.parameters()) / 1e6, counted[same] / 1e9
+        for figure, value in zip(stated.groups(), measured, strict=True):
+            last_digit = 10.0 ** -len(figure.partition(".")[2])
+            assert float(figure) == pytest.approx(value, abs=last_digit * (0.51 if name in NATIVE else 1))
