@@ -5,18 +5,16 @@ The host never waits for the device inside a step: what it needs to know comes t
 """
 
 import contextlib
-import time
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from logger import duration
+from utils.epoch_monitor import EpochMonitor
 from utils.errors import Interrupted, NonFiniteError, RunError
 from utils.nonfinite import first_bad_module
 from utils.seed import derive_seed
 from utils.signals import STOP_SIGNALS, StopSignals
-from utils.step_sync import DelayedRead
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,8 @@ def refuse(state, settings, mixing, world, step, group):
             names.append("input images")
         names.append(
             first_bad_module(
-                state.model, lambda m=micro, b=batch: micro_loss(state, settings, mixing, world, step, m, b, state.model)
+                state.model,
+                lambda m=micro, b=batch: micro_loss(state, settings, mixing, world, step, m, b, state.model),
             )
         )
     state.statistics.keep_if(torch.tensor(False, device=world.device), before)
@@ -175,74 +174,9 @@ def refuse(state, settings, mixing, world, step, group):
     found = world.gather(names[0])
     rank, name = min(enumerate(found), key=lambda entry: entry[1].startswith("not found"))
     where = f" (rank {rank})" if world.size > 1 else ""
-    raise NonFiniteError(f"loss or gradients not finite at step {step}: {name}{where}; weights are those of the last good step")
-
-
-class EpochLoop:
-    """The host's side of an epoch: reads what the steps report and acts on it."""
-
-    def __init__(self, state, settings, mixing, world, log, epochs):
-        self.state, self.settings, self.mixing, self.world, self.log = state, settings, mixing, world, log
-        self.reader = DelayedRead(world.device)
-        self.epochs = epochs
-        self.stop = None  # name of the signal that some rank received
-        self.save = False  # some rank wants a checkpoint
-        self.started = time.perf_counter()
-        self.steps = self.images = 0  # since then, on all ranks together
-
-    def receive(self, records):
-        """Meters, refusals and wishes, from the records that have arrived."""
-        progress = self.state.progress
-        for (loss, _norm, finite, *wishes), (step, group) in records:
-            self.stop = self.stop or StopSignals.from_flags(wishes[:-1])
-            self.save = self.save or bool(wishes[-1])
-            if finite:
-                progress.loss_sum += loss
-                progress.loss_count += 1
-                progress.skipped = 0
-                continue
-            progress.skipped += 1
-            progress.skipped_total += 1
-            overflow = self.state.scaler is not None and self.state.scaler.get_scale() >= 1.0
-            if progress.skipped > self.settings.max_skipped and not overflow:
-                refuse(self.state, self.settings, self.mixing, self.world, step, group)
-            if not overflow:
-                self.log.warning(f"step {step} refused: loss or gradients not finite ({progress.skipped} in a row)")
-
-    def flush(self):
-        """Wait for the last record and raise Interrupted if it, or an earlier one, carried a wish to stop."""
-        self.receive(self.reader.flush())
-        if self.stop:
-            raise Interrupted(self.stop, STOP_SIGNALS[self.stop])
-
-    @property
-    def rate(self):
-        """Training images per second over all ranks in this epoch."""
-        return self.images / (time.perf_counter() - self.started)
-
-    def show(self, epoch, images):
-        """Progress every `print_freq` steps: loss, learning rate, images per second, memory, time left of the run."""
-        self.steps += 1
-        self.images += images * self.world.size
-        progress, total = self.state.progress, self.state.schedule.total_steps
-        if progress.step % self.settings.print_freq:
-            return
-        left = (time.perf_counter() - self.started) / self.steps * (total - progress.step)
-        self.log.progress(
-            progress.step / total,
-            f"epoch {epoch + 1}/{self.epochs}  loss {progress.loss_sum / max(1, progress.loss_count):.4f}  "
-            f"lr {self.state.optimizer.param_groups[0]['lr']:.2e}  {self.rate:.0f} img/s  "
-            f"{memory_text(self.world.device)}  left {duration(left)}",
-        )
-
-
-def memory_text(device):
-    """Peak memory: of the GPU, else of this process."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB GPU"
-    import resource
-
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+    raise NonFiniteError(
+        f"loss or gradients not finite at step {step}: {name}{where}; weights are those of the last good step"
+    )
 
 
 def train_one_epoch(state, loader, mixing, epoch, *, settings, world, log, wishes, epochs, save):
@@ -255,7 +189,9 @@ def train_one_epoch(state, loader, mixing, epoch, *, settings, world, log, wishe
     state.runner.train()
     progress = state.progress
     per_epoch = steps_per_epoch(loader.batches_per_epoch, settings.accumulation)
-    loop = EpochLoop(state, settings, mixing, world, log, epochs)
+    monitor = EpochMonitor(
+        state, settings, world, log, epochs, lambda step, group: refuse(state, settings, mixing, world, step, group)
+    )
     first = progress.step - epoch * per_epoch
     batches = loader.epoch(epoch, start=first * settings.accumulation)
     for position in range(first, per_epoch):
@@ -263,14 +199,14 @@ def train_one_epoch(state, loader, mixing, epoch, *, settings, world, log, wishe
         group = [next_batch(batches) for _ in range(size)]
         record = train_step(state, settings, mixing, world, group, wishes)
         progress.step += 1
-        loop.receive(loop.reader.push(record, (progress.step - 1, group)))
-        loop.show(epoch, sum(len(images) for images, _ in group))
-        if loop.stop or loop.save:
-            loop.flush()
-            loop.save = False
+        monitor.step_done(record, progress.step - 1, group)
+        monitor.show(epoch, sum(len(images) for images, _ in group))
+        if monitor.stop or monitor.save:
+            monitor.flush()
+            monitor.save = False
             save()
-    loop.flush()
-    return progress.loss_sum / max(1, progress.loss_count), loop.rate
+    monitor.flush()
+    return progress.loss_sum / max(1, progress.loss_count), monitor.rate
 
 
 @torch.inference_mode()

@@ -69,7 +69,7 @@ class Schedule:
 
 
 def scaled_lr(base_lr, global_batch, scaling, reference_batch):
-    """`base_lr` for `global_batch` images a step: scaling 'none', 'linear' or 'sqrt' in global_batch / reference_batch."""
+    """`base_lr` for `global_batch` images a step; `scaling` in global_batch / reference_batch: none, linear or sqrt."""
     factor = global_batch / reference_batch
     return base_lr * {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[scaling]
 

@@ -51,7 +51,9 @@ def describe_groups(optimizer):
     """One line per group for the log: how many tensors decay, and which are exempt (numbers in names folded)."""
     lines = []
     for group in optimizer.param_groups:
-        kinds = sorted({".".join("*" if part.isdigit() else part for part in name.split(".")) for name in group["names"]})
+        kinds = sorted(
+            {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in group["names"]}
+        )
         shown = f": {', '.join(kinds)}" if group["weight_decay"] == 0 else ""
         lines.append(f"weight decay {group['weight_decay']:g} on {len(group['params'])} tensors{shown}")
     return lines

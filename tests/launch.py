@@ -11,8 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PRELOAD = ["torch", "timm", "timm.data", "timm.optim", "timm.utils", "main", "engine", "models", "data",
-           "utils.run", "utils.throughput", "sklearn.datasets", "matplotlib.figure", "tests.launch", "tests.faults"]  # fmt: skip
+PRELOAD = [
+    "torch",
+    "timm",
+    "timm.data",
+    "timm.optim",
+    "timm.utils",
+    "main",
+    "engine",
+    "models",
+    "data",
+    "utils.run",
+    "utils.throughput",
+    "sklearn.datasets",
+    "matplotlib.figure",
+    "tests.launch",
+    "tests.faults",
+]
 
 
 @dataclass

@@ -136,7 +136,11 @@ def stopped(tmp_path_factory):
     """A run that was stopped at step 6, with last.pth (6) and previous.pth (4); copied by each test."""
     folder = tmp_path_factory.mktemp("stopped")
     config = write_config(folder)
-    run(arguments(config, folder, "--opts", "SAVE.STEPS", "4"), folder, fault=("signal_at_step", {"step": 5, "name": "SIGTERM"}))
+    run(
+        arguments(config, folder, "--opts", "SAVE.STEPS", "4"),
+        folder,
+        fault=("signal_at_step", {"step": 5, "name": "SIGTERM"}),
+    )
     return folder
 
 
@@ -275,6 +279,8 @@ def test_resume_with_changed_learning_rate(stopped, tmp_path):
     (result,) = run(arguments(config, tmp_path, "--opts", "TRAIN.BASE_LR", "0.002"), tmp_path)
     assert result.code == 78
     assert "TRAIN.BASE_LR 0.0005 -> 0.002" in result.errors[0]
-    (result,) = run(arguments(config, tmp_path, "--opts", "TRAIN.BASE_LR", "0.002", "TRAIN.ALLOW_CHANGES", "True"), tmp_path)
+    (result,) = run(
+        arguments(config, tmp_path, "--opts", "TRAIN.BASE_LR", "0.002", "TRAIN.ALLOW_CHANGES", "True"), tmp_path
+    )
     assert result.code == 0, result.output
     assert "TRAIN.BASE_LR changed from 0.0005 to 0.002" in result.output

@@ -16,7 +16,14 @@ def test_cosine_with_warmup_equals_timm():
     ours = Schedule("cosine", base_lr=0.5, total_steps=100, warmup_steps=20, warmup_lr=0.01, min_lr=0.02)
     sgd = optimizer()
     theirs = CosineLRScheduler(
-        sgd, t_initial=80, lr_min=0.02, warmup_lr_init=0.01, warmup_t=20, cycle_limit=1, t_in_epochs=False, warmup_prefix=True
+        sgd,
+        t_initial=80,
+        lr_min=0.02,
+        warmup_lr_init=0.01,
+        warmup_t=20,
+        cycle_limit=1,
+        t_in_epochs=False,
+        warmup_prefix=True,
     )
     for step in range(100):
         theirs.step_update(step)

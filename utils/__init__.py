@@ -1,0 +1,1 @@
+"""What the rooms of the project share: errors, checkpoints, processes, run folders."""

@@ -77,7 +77,7 @@ def fsync_folder(folder):
 
 
 def save(path, payload, step, keep_as=None):
-    """Write `payload` (tensors and plain Python values) to `path` atomically; raises StorageError, leaving the old file.
+    """Write `payload` (tensors and plain values) to `path` atomically; raises StorageError, leaving the old file.
 
     `keep_as`: the name that the file at `path` gets before the new one takes its place, so that one whole checkpoint
     exists at every moment.

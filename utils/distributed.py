@@ -42,9 +42,7 @@ class World:
         longest = int(max(lengths))
         pieces = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(pieces, torch.nn.functional.pad(data, (0, longest - data.numel())), group=self.control)
-        return [
-            json.loads(bytes(piece[: int(length)].tolist())) for piece, length in zip(pieces, lengths, strict=True)
-        ]
+        return [json.loads(bytes(piece[: int(length)].tolist())) for piece, length in zip(pieces, lengths, strict=True)]
 
     def together(self, function):
         """Run `function()` on every rank; if it fails on one with a RunError, all of them raise that error.
@@ -88,7 +86,9 @@ def local_place():
         local = int(os.environ.get("LOCAL_RANK", rank))
         return rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size))
     except KeyError as error:
-        raise ConfigError(f"{error.args[0]} is not set although the other of RANK and WORLD_SIZE is: use torchrun") from None
+        raise ConfigError(
+            f"{error.args[0]} is not set although the other of RANK and WORLD_SIZE is: use torchrun"
+        ) from None
     except ValueError:
         raise ConfigError("RANK, WORLD_SIZE, LOCAL_RANK: expected integers, as torchrun sets them") from None
 
@@ -100,12 +100,17 @@ def choose_device(name, local_rank=0, local_size=1):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cuda", "mps", "cpu") or (index and not index.isdigit()):
-        raise ConfigError(f"DEVICE: {name!r} is not one of auto, cuda, cuda:N, mps, cpu" + errors.nearest(kind, ["cuda", "mps", "cpu"]))
+        raise ConfigError(
+            f"DEVICE: {name!r} is not one of auto, cuda, cuda:N, mps, cpu"
+            + errors.nearest(kind, ["cuda", "mps", "cpu"])
+        )
     if kind == "cuda":
         count = torch.cuda.device_count()
         index = int(index) if index else local_rank
         if local_size > max(count, 1) and not name.partition(":")[2]:
-            raise UnavailableError(f"{local_size} processes on this host but {count} CUDA devices: start at most {count}")
+            raise UnavailableError(
+                f"{local_size} processes on this host but {count} CUDA devices: start at most {count}"
+            )
         if index >= count:
             raise UnavailableError(f"DEVICE: cuda:{index} does not exist, this host has {count} CUDA devices")
         torch.cuda.set_device(index)
@@ -125,7 +130,9 @@ def check_port():
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise UnavailableError(f"port {port} on {address} is in use: choose another --master_port ({error.strerror})") from None
+            raise UnavailableError(
+                f"port {port} on {address} is in use: choose another --master_port ({error.strerror})"
+            ) from None
 
 
 def connect(device_name, timeout):
@@ -154,7 +161,9 @@ def refuse_different_configurations(world, plain):
         changes = difference(everyone[0], other)
         if changes:
             key, first, second = changes[0]
-            raise ConfigError(f"{key}: rank 0 has {first!r}, rank {rank} has {second!r}; start all ranks with the same command")
+            raise ConfigError(
+                f"{key}: rank 0 has {first!r}, rank {rank} has {second!r}; start all ranks with the same command"
+            )
 
 
 def lost_peer(error, world):

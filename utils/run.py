@@ -5,7 +5,7 @@ import time
 import torch
 
 from engine import evaluate, steps_per_epoch
-from models.pretrained import load_exact, load_pretrained
+from models.pretrained import load_exact, load_pretrained, read_weights
 from optimizer import describe_groups
 from utils import checkpoint, training_state
 from utils.amp import amp_dtype
@@ -23,7 +23,11 @@ def build(config, world, log, training=True):
     from models.build import build_model
 
     torch.use_deterministic_algorithms(config.DETERMINISTIC)
-    data = world.together(lambda: build_data(config, world.rank, world.size, world.device, log.info, barrier=world.barrier))
+    data = world.together(
+        lambda: build_data(
+            config, world.rank, world.size, world.device, log.info, train=training, barrier=world.barrier
+        )
+    )
     seed_all(config.SEED, "weights")
     model = world.together(lambda: build_model(config, data.info.num_classes, data.info.in_chans))
     if training and config.MODEL.PRETRAINED:
@@ -87,7 +91,9 @@ class Run:
         path = self.world.gather(self.world.together(self._choose))[0]
         changes = self.world.together(lambda: self._restore(path)) if path else []
         if self.is_complete():
-            self.log.heading(f"already complete: {self.folder.path}, best {counts(best_row(self.state.progress.history))}")
+            self.log.heading(
+                f"already complete: {self.folder.path}, best {counts(best_row(self.state.progress.history))}"
+            )
             return True
         self.world.together(lambda: self.world.is_main and self.folder.open())
         if self.world.is_main:
@@ -130,14 +136,18 @@ class Run:
         config, state, log = self.config, self.state, self.log
         images = training_state.global_batch(config, self.world)
         log.info(
-            f"{self.world.size} process(es) on {self.world.device}, amp {self.amp_dtype or 'off'}, global batch {images} "
-            f"({config.DATA.BATCH_SIZE} x {self.world.size} x {config.TRAIN.ACCUMULATION_STEPS} accumulated), "
+            f"{self.world.size} process(es) on {self.world.device}, amp {self.amp_dtype or 'off'}, "
+            f"global batch {images} ({config.DATA.BATCH_SIZE} x {self.world.size} processes "
+            f"x {config.TRAIN.ACCUMULATION_STEPS} accumulated), "
             f"learning rate {state.schedule.base_lr:g} (scaling {config.TRAIN.LR_SCALING}), "
             f"{state.schedule.total_steps} steps, {state.schedule.warmup_steps} of them warm-up"
         )
         for line in describe_groups(state.optimizer):
             log.info(line)
-        log.info(f"{self.params:,} parameters, {self.macs / 1e6:,.1f} M multiply-accumulates an image, run folder {self.folder.path}")
+        log.info(
+            f"{self.params:,} parameters, {self.macs / 1e6:,.1f} M multiply-accumulates an image, "
+            f"run folder {self.folder.path}"
+        )
         for key, old, new in changes:
             log.warning(f"{key} changed from {old!r} to {new!r} (TRAIN.ALLOW_CHANGES)")
         if path:
@@ -211,10 +221,22 @@ class Run:
         self._count_time()
         if self.world.is_main:
             draw_curves(history, self.folder.path / "curves.png", f"{self.config.MODEL.NAME} / {self.config.TAG}")
-            report = summary(self.config, self.data.info, self.state.progress, self.macs, self.params, test, self.command, environment(self.world))
+            report = summary(
+                self.config,
+                self.data.info,
+                self.state.progress,
+                self.macs,
+                self.params,
+                test,
+                self.command,
+                environment(self.world),
+            )
             self.folder.write_json("summary.json", report)
             self.folder.write_exit("finished", 0, False)
-        self.log.heading(f"best {counts(best_row(history))}, final {counts(history[-1])}" + (f", test {counts(test)}" if test else ""))
+        self.log.heading(
+            f"best {counts(best_row(history))}, final {counts(history[-1])}"
+            + (f", test {counts(test)}" if test else "")
+        )
 
     def _test_best(self):
         self.world.barrier()  # rank 0 has written best.pth
@@ -222,9 +244,19 @@ class Run:
         weights = choose_weights(payload, self.config.TEST.WEIGHTS, checkpoint.BEST)
         load_exact(self.state.model, weights, checkpoint.BEST)
         result = evaluate(
-            self.state.model, self.data.test, device=self.world.device, amp_dtype=self.amp_dtype, world=self.world, stop=self.stop
+            self.state.model,
+            self.data.test,
+            device=self.world.device,
+            amp_dtype=self.amp_dtype,
+            world=self.world,
+            stop=self.stop,
         )
-        return {"correct": result.correct, "correct5": result.correct5, "total": result.total, "accuracy": result.accuracy}
+        return {
+            "correct": result.correct,
+            "correct5": result.correct5,
+            "total": result.total,
+            "accuracy": result.accuracy,
+        }
 
 
 def choose_weights(payload, which, path):

@@ -39,7 +39,7 @@ def images_per_second(function, batch, device):
 
 def measure(config, world, log):
     """Print the three rates of this process, with the batch, device and number format they were measured with."""
-    data, model = run.build(config, world, log, training=False)
+    data, model = run.build(config, world, log)
     state = training_state.build_state(config, world, model, data.train.batches_per_epoch)
     settings = training_state.build_settings(config, world.device)
     batches = endless(data.train)
@@ -60,7 +60,9 @@ def measure(config, world, log):
     rows = [(name, images_per_second(function, len(images), world.device)) for name, function in measured]
     state.runner.eval()
     rows.append(("forward pass, data on the device", images_per_second(forward, len(images), world.device)))
-    log.heading(f"batch {len(images)} of {tuple(images.shape[1:])} on {world.device}, amp {settings.amp_dtype or 'off'}")
+    log.heading(
+        f"batch {len(images)} of {tuple(images.shape[1:])} on {world.device}, amp {settings.amp_dtype or 'off'}"
+    )
     for name, (median, low, high) in rows:
         log.info(f"{name}: {median:.0f} img/s (from {low:.0f} to {high:.0f})")
 

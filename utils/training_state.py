@@ -21,10 +21,28 @@ from utils.step_sync import StepSync
 FORMAT = 1
 # Keys that may differ when a run is resumed: they change where and how fast it runs, not what it computes.
 FREE_KEYS = (
-    "COMPILE", "DATA.CACHE_MODE", "DATA.DATA_PATH", "DATA.DOWNLOAD", "DATA.NUM_WORKERS", "DATA.PIN_MEMORY",
-    "DATA.WORKER_TIMEOUT", "DEVICE", "DIST_TIMEOUT", "MODEL.NAME", "MODEL.RESUME", "OUTPUT", "PRINT_FREQ", "SAVE.EPOCHS",
-    "SAVE.KEEP", "SAVE.MINUTES", "SAVE.STEPS", "TAG", "TEST.WEIGHTS", "TRAIN.ALLOW_CHANGES", "TRAIN.AUTO_RESUME",
-)  # fmt: skip
+    "COMPILE",
+    "DATA.CACHE_MODE",
+    "DATA.DATA_PATH",
+    "DATA.DOWNLOAD",
+    "DATA.NUM_WORKERS",
+    "DATA.PIN_MEMORY",
+    "DATA.WORKER_TIMEOUT",
+    "DEVICE",
+    "DIST_TIMEOUT",
+    "MODEL.NAME",
+    "MODEL.RESUME",
+    "OUTPUT",
+    "PRINT_FREQ",
+    "SAVE.EPOCHS",
+    "SAVE.KEEP",
+    "SAVE.MINUTES",
+    "SAVE.STEPS",
+    "TAG",
+    "TENSORBOARD",
+    "TRAIN.ALLOW_CHANGES",
+    "TRAIN.AUTO_RESUME",
+)
 
 
 def build_settings(config, device):
@@ -129,7 +147,9 @@ def check_same_run(config, world, payload, path):
         changes.append(("processes", payload["world_size"], world.size))
     if changes and not config.TRAIN.ALLOW_CHANGES:
         listed = ", ".join(f"{key} {old!r} -> {new!r}" for key, old, new in changes)
-        raise MismatchError(f"{path}: made with another configuration: {listed}; use another --tag, or TRAIN.ALLOW_CHANGES True")
+        raise MismatchError(
+            f"{path}: made with another configuration: {listed}; use another --tag, or TRAIN.ALLOW_CHANGES True",
+        )
     return changes
 
 
@@ -148,4 +168,6 @@ def choose_checkpoint(folder, resume, auto_resume, warn):
         return resume, checkpoint.load(resume)
     if own[1]["config"]["MODEL"]["RESUME"] == resume:
         return own
-    raise MismatchError(f"--resume {resume}: {folder.parent} already holds a run (step {own[1]['progress']['step']}); use another --tag")
+    raise MismatchError(
+        f"--resume {resume}: {folder.parent} already holds a run; use another --tag",
+    )

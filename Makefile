@@ -1,0 +1,26 @@
+# make demo: train on an embedded dataset in two minutes.  make test: lint and the whole test suite.
+# Both create .venv from the requirements on their first call; PYTHON chooses the interpreter (3.10 or newer).
+PYTHON ?= python3
+VENV := .venv
+WORKERS ?= 2
+
+.PHONY: demo test clean
+
+demo: $(VENV)/ready
+	$(VENV)/bin/python -m tools.demo
+
+test: $(VENV)/ready-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,189 @@
+"""The step and the evaluation against slow, obvious forms of themselves."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from engine import EvalResult, Progress, StepSettings, TrainState, evaluate, steps_per_epoch, train_one_epoch
+from lr_scheduler import Schedule
+from utils.batchnorm import RunningStatistics
+from utils.distributed import World
+from utils.errors import NonFiniteError
+from utils.step_sync import StepSync
+
+CPU = torch.device("cpu")
+WORLD = World(CPU)
+NO_WISHES = [0.0, 0.0, 0.0, 0.0]
+SILENT = SimpleNamespace(progress=lambda *_: None, warning=lambda *_: None)
+
+
+class Mixing:
+    """No mixing, plain cross-entropy."""
+
+    criterion = nn.CrossEntropyLoss()
+
+    def __call__(self, images, targets, key):
+        return images, targets
+
+
+class Batches:
+    """A loader over fixed batches."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.batches_per_epoch = len(batches)
+
+    def epoch(self, _epoch, start=0):
+        return iter(self.batches[start:])
+
+
+def small_model(norm=False):
+    torch.manual_seed(1)
+    layers = [nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8) if norm else nn.Tanh(), nn.Linear(8, 3)]
+    return nn.Sequential(*layers)
+
+
+def make_state(model, total_steps=100, lr=0.1):
+    statistics = RunningStatistics(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    schedule = Schedule("constant", base_lr=lr, total_steps=total_steps)
+    return TrainState(model, model, optimizer, schedule, statistics, StepSync(WORLD, statistics, True))
+
+
+def make_batches(count, size):
+    torch.manual_seed(2)
+    return [(torch.randn(size, 3, 2, 2), torch.randint(0, 3, (size,))) for _ in range(count)]
+
+
+def train(state, batches, epoch=0, wishes=lambda: NO_WISHES, save=lambda: None, **settings):
+    return train_one_epoch(
+        state,
+        Batches(batches),
+        Mixing(),
+        epoch,
+        settings=StepSettings(**settings),
+        world=WORLD,
+        log=SILENT,
+        wishes=wishes,
+        epochs=1,
+        save=save,
+    )
+
+
+def test_accumulation_equals_the_large_batch():
+    small = make_batches(8, 4)
+    large = [tuple(torch.cat(parts) for parts in zip(small[i], small[i + 1], strict=True)) for i in range(0, 8, 2)]
+    first, second = make_state(small_model().double()), make_state(small_model().double())
+    train(first, [(x.double(), y) for x, y in small], accumulation=2, clip_grad=0.5)
+    train(second, [(x.double(), y) for x, y in large], clip_grad=0.5)
+    assert first.progress.step == second.progress.step == 4
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_the_last_short_group_is_a_step_of_its_own_mean():
+    batches = make_batches(3, 4)
+    state, reference = make_state(small_model()), small_model()
+    train(state, batches, accumulation=2)
+    assert state.progress.step == 2
+    sgd = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
+    for group in (batches[:2], batches[2:]):
+        sgd.zero_grad()
+        (sum(nn.functional.cross_entropy(reference(x), y) for x, y in group) / len(group)).backward()
+        sgd.step()
+    for a, b in zip(state.model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batches", "accumulation", "expected"), [(8, 3, 3), (8, 1, 8), (9, 3, 3), (1, 4, 1)])
+def test_no_batch_is_lost_at_the_end_of_an_epoch(batches, accumulation, expected):
+    assert steps_per_epoch(batches, accumulation) == expected
+
+
+def test_clipping_bounds_the_step():
+    state = make_state(small_model(), lr=1.0)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    train(state, make_batches(1, 4), clip_grad=1e-3)
+    moved = torch.stack([(p.detach() - q).norm() for p, q in zip(state.model.parameters(), before, strict=True)]).norm()
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named():
+    batches = make_batches(3, 4)
+    batches[1] = (batches[1][0] * float("inf"), batches[1][1])
+    state = make_state(small_model(norm=True))
+    train(state, batches[:1])
+    expected = {name: value.clone() for name, value in state.model.state_dict().items()}
+    momentum = [dict(entry) for entry in state.optimizer.state_dict()["state"].values()]
+    with pytest.raises(NonFiniteError, match="step 1: input images"):
+        train(state, batches)
+    assert all(torch.equal(value, expected[name]) for name, value in state.model.state_dict().items())
+    for old, new in zip(momentum, state.optimizer.state_dict()["state"].values(), strict=True):
+        assert torch.equal(old["momentum_buffer"], new["momentum_buffer"])
+
+
+def test_tolerated_steps_are_counted_and_stop_when_there_are_too_many():
+    batches = make_batches(4, 4)
+    bad = [(x * float("nan"), y) for x, y in batches]
+    state = make_state(small_model(norm=True))
+    train(state, [batches[0], bad[1], bad[2], batches[3]], max_skipped=2)
+    assert (state.progress.skipped, state.progress.skipped_total, state.progress.loss_count) == (0, 2, 2)
+    with pytest.raises(NonFiniteError, match="step 6"):
+        train(make_state_at(state, 4), [*batches, *bad[:3]], max_skipped=2)
+
+
+def make_state_at(state, step):
+    state.progress = Progress(step=step)
+    return state
+
+
+def test_float16_overflow_lowers_the_scale_instead_of_stopping():
+    state = make_state(small_model())
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
+    train(state, [(images * 100, targets) for images, targets in make_batches(1, 4)])
+    assert state.progress.skipped_total == 1
+    assert state.scaler.get_scale() == pytest.approx(1.5e38)
+
+
+def test_a_wish_for_a_checkpoint_is_granted_after_that_step():
+    state, saved = make_state(small_model()), []
+    train(
+        state,
+        make_batches(5, 4),
+        wishes=lambda: [0.0, 0.0, 0.0, float(state.progress.step == 2)],
+        save=lambda: saved.append((state.progress.step, state.progress.loss_count)),
+    )
+    assert saved == [(3, 3)]
+
+
+def test_evaluation_counts_every_image_once():
+    model = small_model()
+    batches = make_batches(3, 4) + make_batches(1, 3)
+    loader = type("Loader", (list,), {"batches": 5, "size": 15})(batches)  # another rank has a batch more
+    result = evaluate(
+        model, loader, device=CPU, amp_dtype=None, world=WORLD, stop=SimpleNamespace(flags=lambda: [0.0] * 3)
+    )
+    images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    logits = model(images)
+    assert result.correct == sum(int(row.argmax()) == int(target) for row, target in zip(logits, targets, strict=True))
+    assert (result.correct5, result.total) == (15, 15)
+    assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-6)
+    assert EvalResult(3, 4, 8, 0.0).accuracy == 37.5
+
+
+def test_running_statistics_are_views_that_survive_loading_and_can_be_taken_back():
+    model = small_model(norm=True)
+    state = {name: torch.full_like(value, 2) for name, value in model.state_dict().items()}
+    statistics = RunningStatistics(model)
+    model.load_state_dict(state)
+    assert torch.equal(statistics.flat, torch.full((16,), 2.0))
+    before = statistics.snapshot()
+    model(torch.randn(4, 3, 2, 2))
+    changed = model[2].running_mean.clone()
+    statistics.keep_if(torch.tensor(True), before)
+    assert torch.equal(model[2].running_mean, changed)
+    statistics.keep_if(torch.tensor(False), before)
+    assert torch.equal(model[2].running_mean, torch.full((8,), 2.0))
+    assert model[2].num_batches_tracked == 2

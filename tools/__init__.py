@@ -1,0 +1,1 @@
+"""Small commands around training, one per file: python -m tools.<name>."""
