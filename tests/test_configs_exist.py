@@ -168,7 +168,7 @@ def test_recipe_of_imagenet(name):
 def test_names_agree_with_contents(name):
     cfg = load(name)
     if "/demo/" in name:
-        assert cfg.DATA.DATASET == "digits"
+        assert cfg.DATA.DATASET == ("digits" if "digits" in name else "imagefolder")
         return
     dataset, classes = {
         "cifar10": ("cifar10", 10), "cifar100": ("cifar100", 100), "tiny_imagenet": ("tiny-imagenet", 200),
