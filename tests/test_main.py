@@ -117,6 +117,14 @@ def test_print_config_and_throughput(tmp_path):
     assert not (ROOT / "output" / "tiny").exists()
 
 
+def test_output_into_a_closed_pipe(tmp_path):
+    config = write_config(tmp_path)
+    command = f"{sys.executable} main.py --cfg {config} --print-config | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
 def test_validation_split_chooses_the_epoch_and_the_test_set_is_read_once(tmp_path):
     config = write_config(tmp_path, DATA__VAL_SPLIT=0.25)
     (result,) = run(arguments(config, tmp_path), tmp_path)

@@ -110,7 +110,7 @@ def to_payload(state, config, info, world, per_epoch):
         "data": {"classes": list(info.class_names), "mean": list(info.mean), "std": list(info.std)},
         "world_size": world.size,
         "steps_per_epoch": per_epoch,
-        "model": state.model.state_dict(),
+        "model": {name: tensor.clone() for name, tensor in state.model.state_dict().items()},  # some are views
         "ema": state.ema.module.state_dict() if state.ema else None,
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict() if state.scaler else None,
