@@ -25,14 +25,24 @@ class Logger:
         self._file = None
         self._scalars = None
         self._bar_shown = False
+        self._early = []  # lines from before there is a file
 
     def attach(self, folder, first_epoch, tensorboard=True):
         """Write log.txt and, from `first_epoch` on (replacing what a killed run wrote of it), TensorBoard files."""
-        self._file = open(folder / "log.txt", "a")  # noqa: SIM115 - open until close()
+        try:
+            self._file = open(folder / "log.txt", "a")  # noqa: SIM115 - open until close()
+        except OSError as error:
+            self.warning(f"log.txt cannot be written ({error.strerror})")
+        early, self._early = self._early, None
+        for line in early:
+            self.record(line)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, needed by training only
 
-            self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
+            try:
+                self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
+            except OSError as error:
+                self.warning(f"TensorBoard files cannot be written ({error.strerror})")
 
     def info(self, text):
         """One line."""
@@ -87,10 +97,14 @@ class Logger:
         self._end_bar()
         self.stream.write((colored(text, color) if color and self.is_terminal else text) + "\n")
         self.stream.flush()
-        if self._file:
-            self._to_file(text)
+        self.record(text)
 
-    def _to_file(self, text):
+    def record(self, text):
+        """One line into log.txt alone."""
+        if self._early is not None and self.enabled:
+            self._early.append(text)
+        if not self._file:
+            return
         try:
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self._file.flush()

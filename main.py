@@ -57,7 +57,7 @@ def evaluate_checkpoint(config, world, log):
     from utils.signals import StopSignals
 
     data, model = run.build(config, world, log, training=False)
-    world.together(lambda: run.load_for_evaluation(model, config, log))
+    world.together(lambda: run.load_for_evaluation(model, data.info, config, log))
     with StopSignals() as stop:
         for name, loader in (("val", data.val), ("test", data.test)):
             if loader is not None:
@@ -80,11 +80,12 @@ def execute(argv):
     if args.print_config:
         print(configuration.dump_with_origins(config, origins))
         return
-    from data.workers import worker_failure
     from logger import Logger
-    from utils import distributed, throughput
+    from utils import distributed, failures, throughput
 
-    world = distributed.connect(config.DEVICE, config.DIST_TIMEOUT)
+    if config.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    world = distributed.connect(config.DEVICE, config.DIST_TIMEOUT, args.local_rank)
     try:
         distributed.refuse_different_configurations(world, configuration.to_plain(config))
         log = Logger(world.is_main)
@@ -95,8 +96,11 @@ def execute(argv):
         else:
             text = configuration.dump_with_origins(config, origins)
             train(config, world, log, shlex.join(["python", "main.py", *argv]), text)
+    except RunError as error:
+        failures.tell(error, world)
+        raise
     except RuntimeError as error:
-        explained = worker_failure(error) or distributed.lost_peer(error, world)
+        explained = failures.explain(error, world)
         if explained is None:
             raise
         raise explained from error
@@ -110,13 +114,11 @@ def main(argv=None):
     try:
         execute(list(sys.argv[1:] if argv is None else argv))
     except RunError as error:
-        if rank == "0" or not error.everywhere:
+        if (rank == "0" or not error.everywhere) and not error.printed:
             print(error.line(), file=sys.stderr, flush=True)
         return error.exit_code
     except Interrupted as error:
-        if rank == "0":
-            print(error, file=sys.stderr, flush=True)
-        return error.exit_code
+        return error.exit_code  # the run has said where it stopped
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output, `head` for instance, has seen enough

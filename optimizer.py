@@ -2,6 +2,8 @@
 
 from timm.optim import create_optimizer_v2, get_optimizer_info
 
+from utils.errors import ConfigError
+
 ONE_DIMENSIONAL = "1d"  # the entry of TRAIN.NO_WEIGHT_DECAY that stands for biases, norm scales and scalars
 
 
@@ -29,11 +31,16 @@ def parameter_groups(model, weight_decay, exemptions):
 
 def build_optimizer(config, model, lr):
     """The optimizer named by TRAIN.OPTIMIZER.NAME over `parameter_groups`; options that it does not know are left out.
+    Raises ConfigError if it cannot be used here.
 
     On CUDA the fused form of AdamW is taken: it can skip a step by a flag on the device, without a wait.
     """
     settings = config.TRAIN.OPTIMIZER
     info = get_optimizer_info(settings.NAME)
+    if info.second_order:
+        raise ConfigError(
+            f"TRAIN.OPTIMIZER.NAME: {settings.NAME} needs second derivatives, which this loop does not make"
+        )
     options = {}
     if info.has_eps:
         options["eps"] = settings.EPS
@@ -42,9 +49,11 @@ def build_optimizer(config, model, lr):
     if settings.NAME == "adamw" and next(model.parameters()).is_cuda:
         options["fused"] = True
     groups = parameter_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.NO_WEIGHT_DECAY)
-    return create_optimizer_v2(
-        groups, opt=settings.NAME, lr=lr, weight_decay=config.TRAIN.WEIGHT_DECAY, momentum=settings.MOMENTUM, **options
-    )
+    options |= {"weight_decay": config.TRAIN.WEIGHT_DECAY, "momentum": settings.MOMENTUM}
+    try:
+        return create_optimizer_v2(groups, opt=settings.NAME, lr=lr, **options)
+    except (AssertionError, ImportError) as error:  # timm's way of saying that a package or a GPU is missing
+        raise ConfigError(f"TRAIN.OPTIMIZER.NAME: {settings.NAME} cannot be used here: {error}") from None
 
 
 def describe_groups(optimizer):

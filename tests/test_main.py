@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -107,7 +108,18 @@ def test_both_launchers_and_no_launcher_run_the_same_command(tmp_path):
     assert differences(final_state(tmp_path / "torchrun"), final_state(tmp_path / "launch")) == []
 
 
-def test_print_config_and_throughput(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_throughput_leaves_nothing_behind(tmp_path, ranks):
+    config = write_config(tmp_path)
+    argv = arguments(config, tmp_path / "out", "--throughput")
+    results = run(argv, tmp_path, ranks=ranks, fault=("quick_throughput", {}))
+    assert [result.code for result in results] == [0] * ranks, results[0].output
+    for name in ("training step", "data path alone", "forward pass"):
+        assert name in results[0].output
+    assert not (tmp_path / "out").exists()
+
+
+def test_print_config(tmp_path):
     config = write_config(tmp_path)
     (printed,) = run(["--cfg", str(config), "--print-config", "--opts", "SEED", "3"], tmp_path)
     assert printed.code == 0
@@ -133,6 +145,22 @@ def test_validation_split_chooses_the_epoch_and_the_test_set_is_read_once(tmp_pa
     assert summary["test"]["total"] == 11
     assert summary["best"]["total"] < 38 / 2
     assert summary["best_chosen_on"] == "held-out part of the training set"
+
+
+def test_the_test_set_is_read_with_the_best_weights_not_the_last(tmp_path):
+    config = write_config(tmp_path, DATA__VAL_SPLIT=0.25, TRAIN__EPOCHS=4, SEED=1)
+    more = ["--opts", "TRAIN.BASE_LR", "0.05", "TRAIN.LR_SCHEDULER.NAME", "constant"]
+    (result,) = run(arguments(config, tmp_path, *more), tmp_path)
+    assert result.code == 0, result.output
+    folder = tmp_path / "tiny" / "default"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best"]["epoch"] < 3, "choose another seed: this test needs a last epoch that is not the best"
+    losses = []
+    for name in ("best.pth", "last.pth"):
+        path = str(folder / "checkpoints" / name)
+        (read,) = run(arguments(config, tmp_path, "--eval", "--resume", path), tmp_path)
+        losses.append(re.search(r"^test: .* loss ([\d.]+)$", read.output, re.MULTILINE)[1])
+    assert losses[0] == f"{summary['test']['loss']:.4f}" != losses[1]
 
 
 def test_batchnorm_statistics_are_the_mean_over_ranks_and_the_same_on_both(tmp_path):

@@ -15,17 +15,19 @@ import torch.distributed as dist
 
 from config import difference
 from utils import errors
-from utils.errors import ConfigError, HangError, RunError, UnavailableError
+from utils.errors import ConfigError, RunError, UnavailableError
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: `rank` of `size`, its `device`, and the gloo group for words (None if alone)."""
+    """This process's place: `rank` of `size`, its `device`, the gloo group for words and the key-value store that the
+    processes met at (both None if alone)."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
     control: object = None
+    store: object = None
 
     @property
     def is_main(self):
@@ -74,23 +76,29 @@ class World:
             dist.barrier(group=self.control)
 
 
-def local_place():
+def local_place(local_rank=None):
     """(rank, world size, local rank, processes on this host) from the launcher's environment.
 
-    Raises ConfigError if only some of RANK, WORLD_SIZE and LOCAL_RANK are set, or not as integers.
+    `local_rank`: the flag of old launchers, for when LOCAL_RANK is not set. Raises ConfigError if only one of RANK
+    and WORLD_SIZE is set, or if they are not integers with 0 <= RANK < WORLD_SIZE.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         return 0, 1, 0, 1
     try:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local = int(os.environ.get("LOCAL_RANK", rank))
-        return rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        local = int(os.environ.get("LOCAL_RANK", rank if local_rank is None else local_rank))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     except KeyError as error:
         raise ConfigError(
             f"{error.args[0]} is not set although the other of RANK and WORLD_SIZE is: use torchrun"
         ) from None
     except ValueError:
         raise ConfigError("RANK, WORLD_SIZE, LOCAL_RANK: expected integers, as torchrun sets them") from None
+    if not 0 <= rank < size:
+        raise ConfigError(
+            f"RANK {rank}, WORLD_SIZE {size}: the rank must be at least 0 and below the number of processes"
+        )
+    return rank, size, local, here
 
 
 def choose_device(name, local_rank=0, local_size=1):
@@ -124,7 +132,7 @@ def check_port():
     """Raise UnavailableError at once if the rendezvous port is taken (rank 0 of a launcher that leaves it to us)."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return  # torchrun's own agent listens there already
-    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -135,23 +143,28 @@ def check_port():
             ) from None
 
 
-def connect(device_name, timeout):
+def connect(device_name, timeout, local_rank=None):
     """Join the other processes of this run, if a launcher started several, and return the `World`.
 
     `timeout` (seconds) bounds every collective operation. Raises ConfigError or UnavailableError.
     """
-    rank, size, local_rank, local_size = local_place()
+    rank, size, local_rank, local_size = local_place(local_rank)
     device = choose_device(device_name, local_rank, local_size)
     if size == 1:
         return World(device)
+    port = os.environ.setdefault("MASTER_PORT", "29500")
+    if not port.isdigit():
+        raise ConfigError(f"MASTER_PORT {port!r}: expected a port number")
     if rank == 0:
         check_port()
     limit = timedelta(seconds=timeout)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit, rank=rank, world_size=size)
+        store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=size, timeout=limit))
+        dist.init_process_group(backend, store=store, timeout=limit, rank=rank, world_size=size)
     except (dist.DistError, ValueError) as error:
         raise UnavailableError(f"rank {rank} of {size} could not join: {str(error).splitlines()[0]}") from None
-    return World(device, rank, size, dist.new_group(backend="gloo", timeout=limit))
+    return World(device, rank, size, dist.new_group(backend="gloo", timeout=limit), store)
 
 
 def refuse_different_configurations(world, plain):
@@ -164,14 +177,6 @@ def refuse_different_configurations(world, plain):
             raise ConfigError(
                 f"{key}: rank 0 has {first!r}, rank {rank} has {second!r}; start all ranks with the same command"
             )
-
-
-def lost_peer(error, world):
-    """The HangError for a RuntimeError of a collective operation that says that another process is gone, or None."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
-    if world.size > 1 and any(sign in str(error) for sign in signs):
-        return HangError(f"rank {world.rank}: another process of this run ended or hangs; its own message says why")
-    return None
 
 
 def disconnect(world):

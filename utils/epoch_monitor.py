@@ -1,5 +1,6 @@
 """The host's side of an epoch: what the steps report, read without waiting for the device, and what follows from it."""
 
+import math
 import time
 
 import torch
@@ -39,7 +40,8 @@ class EpochMonitor:
                 continue
             progress.skipped += 1
             progress.skipped_total += 1
-            overflow = self.state.scaler is not None and self.state.scaler.get_scale() >= 1.0
+            # A finite loss whose scaled float16 gradients overflowed: the scale has been lowered, which mends it.
+            overflow = math.isfinite(loss) and self.state.scaler is not None and self.state.scaler.get_scale() >= 1.0
             if progress.skipped > self.settings.max_skipped and not overflow:
                 self.refuse(step, group)
             if not overflow:

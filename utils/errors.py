@@ -16,6 +16,7 @@ class RunError(Exception):
     label = "error"
     retryable = False
     everywhere = True  # every rank raises it, so that rank 0 alone prints it; False: only this rank knows of it
+    printed = False  # another rank has printed it
 
     def line(self):
         """The one line that is printed: `error[config] TRAIN.EPOCH: unknown key ...`, at most 200 characters."""

@@ -1,6 +1,7 @@
 """One start of a training run: builds it, continues it, keeps its folder true, and ends it with the right exit code."""
 
 import time
+from itertools import zip_longest
 
 import torch
 
@@ -10,6 +11,7 @@ from optimizer import describe_groups
 from utils import checkpoint, training_state
 from utils.amp import amp_dtype
 from utils.errors import Interrupted, MismatchError, RunError
+from utils.failures import explain
 from utils.flops import count_macs
 from utils.run_folder import RunFolder
 from utils.seed import seed_all
@@ -33,17 +35,27 @@ def build(config, world, log, training=True):
     if training and config.MODEL.PRETRAINED:
         world.together(lambda: load_pretrained(model, config.MODEL.PRETRAINED, log=log.info))
     for line in data.description:
-        log.info(line)
+        if training or line.startswith(("data:", "eval:")):
+            log.info(line)
     return data, model.to(world.device)
 
 
-def load_for_evaluation(model, config, log):
+def load_for_evaluation(model, info, config, log):
     """Put the weights of MODEL.RESUME into `model`, all of them, or raise MismatchError."""
     path = config.MODEL.RESUME
     payload = checkpoint.load(path)
+    check_classes(payload, info, path)
     if "optimizer" in payload or "ema" in payload:  # one of ours
         payload = {"model": choose_weights(payload, config.TEST.WEIGHTS, path)}
     load_exact(model, read_weights(payload, path, log.info), path)
+
+
+def check_classes(payload, info, path):
+    """Raise MismatchError if a checkpoint was trained on other classes, or the same in another order."""
+    stored, here = payload.get("data", {}).get("classes", []), list(info.class_names)
+    if stored and stored != here:
+        first, second = next((a, b) for a, b in zip_longest(stored, here) if a != b)
+        raise MismatchError(f"{path}: its classes are not those of {info.name}: {first!r} there, {second!r} here")
 
 
 def result_text(name, result):
@@ -76,10 +88,11 @@ class Run:
             if isinstance(error, Interrupted):
                 self.save_last()
                 self.log.heading(f"{error} at step {self.state.progress.step}; the same command continues")
-            if isinstance(error, (Interrupted, RunError)):
-                self.folder.write_exit(error.label, error.exit_code, error.retryable)
-            elif error is not None:
-                self.folder.write_exit("crash", 1, False)
+            if error is not None:
+                error = explain(error, self.world) or error
+                self.log.record(error.line() if isinstance(error, RunError) else repr(error))
+                code, again = getattr(error, "exit_code", 1), getattr(error, "retryable", False)
+                self.folder.write_exit(getattr(error, "label", "crash"), code, again)
         finally:
             self.log.close()
             self.folder.close()
@@ -113,18 +126,20 @@ class Run:
     def _restore(self, path):
         payload = checkpoint.load(path)
         changes = training_state.check_same_run(self.config, self.world, payload, path)
+        check_classes(payload, self.data.info, path)
         training_state.restore(self.state, payload, path, self.per_epoch)
         self.saved_step = self.state.progress.step
         return changes
 
     def is_complete(self):
-        """Whether all epochs are trained and the summary is written."""
+        """Whether all epochs are trained and rank 0 finds the summary written."""
         done = len(self.state.progress.history) >= self.config.TRAIN.EPOCHS
-        return done and (self.folder.path / "summary.json").exists()
+        return self.world.gather(done and (self.folder.path / "summary.json").exists())[0]
 
     def _prepare(self, command, config_text):
         history = self.state.progress.history
         checkpoint.remove_leftovers(self.folder.checkpoints)
+        (self.folder.path / "summary.json").unlink(missing_ok=True)  # of a shorter run that is being extended
         self.folder.write("config.yaml", config_text)
         self.folder.write_json("environment.json", environment(self.world))
         self.folder.note_command(command)
@@ -200,12 +215,13 @@ class Run:
         progress.loss_sum, progress.loss_count = 0.0, 0
         best = best_row(progress.history)
         if self.world.is_main:
-            self._save(checkpoint.LAST, keep_as=checkpoint.PREVIOUS)
+            # last.pth comes last: after a kill in between, the resumed run repeats this and misses no file.
             if best is row:
                 self._save(checkpoint.BEST)
             if self.config.SAVE.EPOCHS and (epoch + 1) % self.config.SAVE.EPOCHS == 0:
                 self._save(checkpoint.epoch_name(epoch))
                 checkpoint.prune_epochs(self.folder.checkpoints, self.config.SAVE.KEEP)
+            self._save(checkpoint.LAST, keep_as=checkpoint.PREVIOUS)
             self.folder.write_metrics(progress.history)
         self.saved_step, self.saved_at = progress.step, time.perf_counter()
         self.log.scalars(row, epoch)
@@ -256,6 +272,7 @@ class Run:
             "correct5": result.correct5,
             "total": result.total,
             "accuracy": result.accuracy,
+            "loss": result.loss,
         }
 
 

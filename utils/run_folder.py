@@ -8,16 +8,26 @@ import socket
 import subprocess
 from pathlib import Path
 
-from utils.errors import OutputError
+from utils.errors import OutputError, StorageError
 
 CHECKPOINTS = "checkpoints"
 
 
 def write_atomically(path, text):
-    """Replace a small text file as a whole."""
+    """Replace a small text file as a whole. Raises StorageError."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with storage_errors(path):
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def storage_errors(path):
+    """Turn an OSError in the block into a StorageError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: could not be written ({error.strerror})") from error
 
 
 class RunFolder:
@@ -81,13 +91,14 @@ class RunFolder:
 
     def note_command(self, command):
         """Append the command line to command.txt, once per start."""
-        with open(self.path / "command.txt", "a") as file:
+        path = self.path / "command.txt"
+        with storage_errors(path), open(path, "a") as file:
             file.write(command + "\n")
 
     def write_exit(self, label, code, retryable):
         """exit.json: why the process ended. torchrun returns 1 whatever happened, so schedulers read it here."""
         if self.is_open:
-            with contextlib.suppress(OSError):  # the disk may be what failed; the exit code still tells
+            with contextlib.suppress(StorageError):  # the disk may be what failed; the exit code still tells
                 self.write_json("exit.json", {"class": label, "code": code, "retryable": retryable})
 
 

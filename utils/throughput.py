@@ -20,25 +20,29 @@ def synchronize(device):
         torch.mps.synchronize()
 
 
-def images_per_second(function, batch, device):
-    """(median, lowest, highest) img/s of `function()`, which handles `batch` images, over BLOCKS blocks of about a
-    second, after warm-up (which takes the compilation with it)."""
+def images_per_second(function, batch, world):
+    """(median, lowest, highest) img/s over all ranks of `function()`, which handles `batch` images on each: BLOCKS
+    blocks of about a second, after warm-up (which takes the compilation with it)."""
     for _ in range(WARMUP):
         function()
-    rates = []
-    for _ in range(BLOCKS):
-        synchronize(device)
-        start, count = time.perf_counter(), 0
-        while count == 0 or time.perf_counter() - start < BLOCK_SECONDS:
-            function()
-            count += 1
-        synchronize(device)
-        rates.append(count * batch / (time.perf_counter() - start))
+    rate = 1 / timed(function, 1, world.device)
+    calls = world.gather(max(1, round(BLOCK_SECONDS * rate)))[0]  # the same on all ranks, for they work in step
+    rates = [calls * batch * world.size / timed(function, calls, world.device) for _ in range(BLOCKS)]
     return statistics.median(rates), min(rates), max(rates)
 
 
+def timed(function, calls, device):
+    """Seconds that `calls` calls take until the device is done."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
 def measure(config, world, log):
-    """Print the three rates of this process, with the batch, device and number format they were measured with."""
+    """Print the three rates over all ranks, with the batch, device and number format they were measured with."""
     data, model = run.build(config, world, log)
     state = training_state.build_state(config, world, model, data.train.batches_per_epoch)
     settings = training_state.build_settings(config, world.device)
@@ -57,12 +61,11 @@ def measure(config, world, log):
 
     measured = [("training step, data on the device", step), ("data path alone", lambda: next(batches))]
     state.runner.train()
-    rows = [(name, images_per_second(function, len(images), world.device)) for name, function in measured]
+    rows = [(name, images_per_second(function, len(images), world)) for name, function in measured]
     state.runner.eval()
-    rows.append(("forward pass, data on the device", images_per_second(forward, len(images), world.device)))
-    log.heading(
-        f"batch {len(images)} of {tuple(images.shape[1:])} on {world.device}, amp {settings.amp_dtype or 'off'}"
-    )
+    rows.append(("forward pass, data on the device", images_per_second(forward, len(images), world)))
+    shape, amp = tuple(images.shape), settings.amp_dtype or "off"
+    log.heading(f"{world.size} process(es) on {world.device}, batch {shape} each, amp {amp}")
     for name, (median, low, high) in rows:
         log.info(f"{name}: {median:.0f} img/s (from {low:.0f} to {high:.0f})")
 

@@ -1,6 +1,8 @@
 """Everything that training changes, built from the configuration, saved to and restored from a checkpoint."""
 
+import warnings
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from timm.utils import ModelEmaV3
@@ -74,12 +76,16 @@ def build_state(config, world, model, batches_per_epoch):
     sync_bn = uses_sync_bn(config.TRAIN.SYNC_BN, world)
     if sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.TEST.WEIGHTS == "ema" and not config.TRAIN.EMA.ENABLE:
+        raise ConfigError("TEST.WEIGHTS: 'ema', but TRAIN.EMA.ENABLE is False; use 'auto'")
     ema = None
     if config.TRAIN.EMA.ENABLE:
         ema = ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY, use_warmup=config.TRAIN.EMA.WARMUP)
     statistics = RunningStatistics(model)
     runner = torch.compile(model) if config.COMPILE else model
     if world.size > 1:
+        # Said of (C, 1, k, k) weights, whose memory is the same in both layouts.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         ids = [world.device] if world.device.type == "cuda" else None
         runner = DistributedDataParallel(runner, device_ids=ids, broadcast_buffers=False)
     per_epoch = steps_per_epoch(batches_per_epoch, config.TRAIN.ACCUMULATION_STEPS)
@@ -123,8 +129,8 @@ def restore(state, payload, path, per_epoch):
     if "optimizer" not in payload or "progress" not in payload:
         raise MismatchError(f"{path}: holds weights only, nothing to resume; use --pretrained to start from them")
     load_exact(state.model, payload["model"], path)
-    if state.ema and payload["ema"] is not None:
-        load_exact(state.ema.module, payload["ema"], path)
+    if state.ema:
+        load_exact(state.ema.module, payload["ema"] or payload["model"], path)
     state.optimizer.load_state_dict(payload["optimizer"])
     if state.scaler and payload["scaler"]:
         state.scaler.load_state_dict(payload["scaler"])
@@ -166,7 +172,7 @@ def choose_checkpoint(folder, resume, auto_resume, warn):
         return own
     if own is None or checkpoint.same_file(own[0], resume):
         return resume, checkpoint.load(resume)
-    if own[1]["config"]["MODEL"]["RESUME"] == resume:
+    if Path(own[1]["config"]["MODEL"]["RESUME"]).resolve() == Path(resume).resolve():
         return own
     raise MismatchError(
         f"--resume {resume}: {folder.parent} already holds a run; use another --tag",
