@@ -52,12 +52,12 @@ def train(config, world, log, command, config_text):
 def evaluate_checkpoint(config, world, log):
     """--eval --resume FILE: exact accuracy of that file, and of no other."""
     from engine import evaluate
-    from utils import run
+    from utils import evaluation, run
     from utils.amp import amp_dtype
     from utils.signals import StopSignals
 
     data, model = run.build(config, world, log, training=False)
-    world.together(lambda: run.load_for_evaluation(model, data.info, config, log))
+    world.together(lambda: evaluation.load_for_evaluation(model, data.info, config, log))
     with StopSignals() as stop:
         for name, loader in (("val", data.val), ("test", data.test)):
             if loader is not None:
@@ -69,7 +69,7 @@ def evaluate_checkpoint(config, world, log):
                     world=world,
                     stop=stop,
                 )
-                log.heading(run.result_text(name, result))
+                log.heading(evaluation.result_text(name, result))
 
 
 def execute(argv):

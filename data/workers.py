@@ -1,5 +1,6 @@
 """Loader workers: deaf to the signals that are meant for the main process, gone when it goes, failures in one line."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -46,7 +47,8 @@ class WorkerSignals:
         """End the workers, politely while torch still does so (not at Python's end), then by signal."""
         self.leaving.value = 1
         reap()
-        iterator._shutdown_workers()
+        with contextlib.suppress(RuntimeError):  # Python 3.12 starts no thread at its end, which a queue may need
+            iterator._shutdown_workers()
         self.stop(processes)
 
     def stop(self, processes):

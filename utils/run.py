@@ -1,16 +1,16 @@
 """One start of a training run: builds it, continues it, keeps its folder true, and ends it with the right exit code."""
 
 import time
-from itertools import zip_longest
 
 import torch
 
 from engine import evaluate, steps_per_epoch
-from models.pretrained import load_exact, load_pretrained, read_weights
+from models.pretrained import load_exact, load_pretrained
 from optimizer import describe_groups
 from utils import checkpoint, training_state
 from utils.amp import amp_dtype
-from utils.errors import Interrupted, MismatchError, RunError
+from utils.errors import Interrupted, RunError
+from utils.evaluation import check_classes, choose_weights
 from utils.failures import explain
 from utils.flops import count_macs
 from utils.run_folder import RunFolder
@@ -38,31 +38,6 @@ def build(config, world, log, training=True):
         if training or line.startswith(("data:", "eval:")):
             log.info(line)
     return data, model.to(world.device)
-
-
-def load_for_evaluation(model, info, config, log):
-    """Put the weights of MODEL.RESUME into `model`, all of them, or raise MismatchError."""
-    path = config.MODEL.RESUME
-    payload = checkpoint.load(path)
-    check_classes(payload, info, path)
-    if "optimizer" in payload or "ema" in payload:  # one of ours
-        payload = {"model": choose_weights(payload, config.TEST.WEIGHTS, path)}
-    load_exact(model, read_weights(payload, path, log.info), path)
-
-
-def check_classes(payload, info, path):
-    """Raise MismatchError if a checkpoint was trained on other classes, or the same in another order."""
-    stored, here = payload.get("data", {}).get("classes", []), list(info.class_names)
-    if stored and stored != here:
-        first, second = next((a, b) for a, b in zip_longest(stored, here) if a != b)
-        raise MismatchError(f"{path}: its classes are not those of {info.name}: {first!r} there, {second!r} here")
-
-
-def result_text(name, result):
-    """`val: 84.12 % (8412/10000), top-5 ..., loss ...` of an EvalResult."""
-    row = {"correct": result.correct, "total": result.total}
-    top5 = counts({"correct": result.correct5, "total": result.total})
-    return f"{name}: top-1 {counts(row)}, top-5 {top5}, loss {result.loss:.4f}"
 
 
 class Run:
@@ -274,13 +249,3 @@ class Run:
             "accuracy": result.accuracy,
             "loss": result.loss,
         }
-
-
-def choose_weights(payload, which, path):
-    """The state dict of a checkpoint that TEST.WEIGHTS names: 'auto' is the EMA if there is one, as when training."""
-    if which == "auto":
-        which = "ema" if payload.get("ema") is not None else "model"
-    if payload.get(which) is None:
-        held = ", ".join(name for name in ("model", "ema") if payload.get(name) is not None)
-        raise MismatchError(f"{path}: holds no {which!r} weights, only {held}; use --opts TEST.WEIGHTS {held}")
-    return payload[which]
