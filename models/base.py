@@ -13,12 +13,16 @@ INITIALISATIONS = ("paper", "timm")
 class Backbone(nn.Module):
     """Image classifier: forward(images (B, C, H, W)) = head(features) -> (B, num_classes).
 
-    A subclass builds its parts, sets `num_features`, calls `build_head` and `initialise`, and writes
-    `forward_features` and `pool`.
+    A subclass builds its parts, sets `num_features`, `in_chans` and `feature_info` (one dict for each level: a block
+    or a stage), calls `build_head` and `initialise`, and writes `forward_features`, `forward_levels` and `keep_levels`.
+    The methods and their arguments are those of timm's models, so that timm's tools work on these too.
     """
 
     undecayed = ("pos_embed", "cls_token")  # last parts of parameter names that weight decay usually spares
     linear_std = None  # published: std of the truncated normal of every Linear (its bias 0); None = PyTorch's default
+    poolings = ("token", "avg", "")  # what global_pool may be; '' = no pooling
+    global_pool = "token"
+    unpooled_tokens = 1  # class tokens in front that 'avg' leaves out
 
     def forward(self, x):
         """(B, C, H, W) -> (B, num_classes)."""
@@ -28,6 +32,19 @@ class Backbone(nn.Module):
         """What forward_features returned -> (B, num_classes), or (B, num_features) before the last layer."""
         x = self.pool(x)
         return x if pre_logits else self.head(x)
+
+    def pool(self, x):
+        """Tokens (B, P + N, D) -> (B, D), pooled as `global_pool` says, then normalised."""
+        if self.global_pool == "token":
+            x = x[:, 0]
+        elif self.global_pool == "avg":
+            x = x[:, self.unpooled_tokens :].mean(dim=1)
+        return self.norm(x)
+
+    @property
+    def head_hidden_size(self):
+        """Channels that the last layer takes."""
+        return self.num_features
 
     def build_head(self, num_classes):
         """The last layer; 0 classes means none."""
@@ -40,11 +57,65 @@ class Backbone(nn.Module):
         """The last layer."""
         return self.head
 
-    def reset_classifier(self, num_classes):
-        """A new last layer, initialised as the constructor does, on the device and in the type of the old weights."""
+    def reset_classifier(self, num_classes, global_pool=None):
+        """A new last layer, initialised as the constructor does, on the device and in the type of the old weights.
+
+        global_pool: 'token' (the class token), 'avg', '' (no pooling), or None to keep what is.
+        """
+        if global_pool is not None:
+            choice("global_pool", global_pool, self.poolings)
+            self.global_pool = global_pool
         like = next(self.parameters())
         self.head = self.build_head(num_classes).to(like.device, like.dtype)
         self.head.apply(self.initialise_linear)
+        self.head.train(self.training)
+
+    def forward_intermediates(
+        self, x, indices=None, norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False
+    ):
+        """(what forward_features returns, list of the patch tokens after each level of `indices`).
+
+        A level is a block of an isotropic backbone, a stage of a pyramid (before patch merging). indices: a list, or
+        the last n, or None for all. norm: apply the final norm where the level has its channels (of a pyramid, the
+        last one). stop_early: leave out the levels after the last one wanted; the first value is then what that one
+        returned. output_fmt: 'NCHW' or 'NLC'. intermediates_only: the list alone.
+        """
+        choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+        count = self.count_levels()
+        wanted = level_indices(indices, count)
+        stop = max(wanted) + 1 if stop_early else count
+        state, levels = self.forward_levels(x, wanted, stop, norm)
+        if output_fmt == "NCHW":
+            levels = [tokens.transpose(1, 2).unflatten(2, grid) for tokens, grid in levels]
+        else:
+            levels = [tokens for tokens, _ in levels]
+        if intermediates_only:
+            return levels
+        return (self.complete(state) if stop == count else state[0]), levels
+
+    def complete(self, state):
+        """(tokens, grid) after the last level -> what forward_features returns."""
+        return state[0]
+
+    def feature_maps(self, x):
+        """(B, C, H, W) -> list of (B, C_s, h, w), one for each level, without a norm; see models.dense."""
+        return self.forward_intermediates(x, intermediates_only=True)
+
+    def note_input_size(self, size):
+        """Remember the image size (H, W) that set_input_size was given, where timm looks for it."""
+        self._traits = {**getattr(self, "_traits", {}), "img_size": size}
+
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
+        """Remove what is not needed for the levels `indices` (as in forward_intermediates); returns them as a list."""
+        wanted = level_indices(indices, self.count_levels())
+        last = max(wanted)
+        if prune_norm or (last + 1 < self.count_levels() and self.feature_info[last]["num_chs"] != self.num_features):
+            self.norm = nn.Identity()
+        self.num_features = self.feature_info[last]["num_chs"]
+        self.keep_levels(last + 1)
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted
 
     def initialise(self, init):
         """Initialise every Linear and the free parameters. init: 'paper' as published, 'timm' as timm's ViT."""
@@ -69,3 +140,17 @@ class Backbone(nn.Module):
         for module in self.modules():
             if isinstance(module, ShortcutStack):
                 module.use_checkpoint = enable
+
+
+def level_indices(indices, count):
+    """Positions among `count` levels: None = all, a number = the last so many, a list = these (negative: from the end).
+
+    Raises ConfigError for a level that there is not.
+    """
+    if indices is None:
+        return list(range(count))
+    asked = range(count - indices, count) if isinstance(indices, int) else indices
+    taken = [i + count if i < 0 and not isinstance(indices, int) else i for i in asked]
+    if not taken or any(not 0 <= i < count for i in taken):
+        raise ConfigError(f"indices {indices}: there are {count} levels, 0 to {count - 1}")
+    return taken

@@ -11,11 +11,11 @@ from timm.layers import Mlp, trunc_normal_
 from torch import nn
 
 from models import checks
-from models.base import Backbone
+from models.isotropic import Isotropic, input_grid, patch_grid
 from models.layers import Attention, Block, PatchProjection, drop_path_rates, optional_layer_scale
 from models.registry import register
 from models.shortcut import ShortcutStack
-from models.vit import block_sizes, initialise_embeddings, input_grid, patch_grid
+from models.vit import block_sizes, initialise_embeddings
 
 VARIANTS = {  # name: (sizes, where they stand)
     "cait_xxs12": ({"dim": 192, "depth": 12, "heads": 4}, "arXiv 2407.19394, section 4.1 (CaiT-xxs12)"),
@@ -25,7 +25,7 @@ VARIANTS = {  # name: (sizes, where they stand)
 
 
 @register(VARIANTS)
-class CaiT(Backbone):
+class CaiT(Isotropic):
     """Patch blocks with shortcuts, then class-attention layers (without shortcuts), LayerNorm, Linear.
 
     layer_scale, talking_heads, pos_embed: the parts of CaiT that the paper's small-data model leaves out (table 3).
@@ -63,7 +63,8 @@ class CaiT(Backbone):
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.patch_size = checks.pair("patch_size", patch_size)
         self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
-        self.num_features, self.prefix_tokens = dim, 0
+        self.num_features, self.in_chans, self.prefix_tokens = dim, in_chans, 0
+        self.describe_levels(dim, depth)
 
         self.patch_embed = PatchProjection(in_chans, dim, self.patch_size)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
@@ -105,21 +106,36 @@ class CaiT(Backbone):
                 if name.endswith(("mix_pre", "mix_post")):
                     trunc_normal_(parameter, std=0.02)
 
-    def forward_features(self, x):
-        """(B, C, H, W) -> (B, 1 + N, D), before the final norm: the class token, then the patches."""
+    def embed(self, x):
+        """See Isotropic; the class token comes later."""
         grid = input_grid(self, x)
         x = self.patch_embed(x)
         if self.pos_embed is not None:
             x = x + self.pos_embed
-        x = self.stack(self.pos_drop(x), grid)
+        return self.pos_drop(x), grid
+
+    def complete(self, state):
+        """Patch tokens and grid -> (B, 1 + N, D): the class token after the class-attention layers, the patches."""
+        x, _ = state
+        if self.cls_token is None:
+            return x
         token = self.cls_token.expand(x.shape[0], -1, -1)
         for block in self.class_blocks:
             token = block(token, x)
         return torch.cat([token, x], dim=1)
 
-    def pool(self, x):
-        """(B, 1 + N, D) -> (B, D): the class token, normalised."""
-        return self.norm(x[:, 0])
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
+        """See Backbone; the class token and its layers go with the head."""
+        if prune_head:
+            self.cls_token, self.class_blocks = None, nn.ModuleList()
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    def group_matcher(self, coarse=False):
+        """As Isotropic; the class-attention layers come after the patch blocks."""
+        groups = super().group_matcher(coarse)
+        after = len(self.stack.blocks)
+        groups["blocks"] += [(rf"^class_blocks\.{i}\.", (after + i,)) for i in range(len(self.class_blocks))]
+        return groups
 
 
 class TalkingHeadsAttention(Attention):

@@ -51,15 +51,27 @@ class Block(nn.Module):
     """Pre-norm transformer block: x += mixer(LN(x)); x += MLP(LN(x)), both under drop path and optional LayerScale.
 
     mixer: a module called mixer(x, grid). layer_scale: initial value, or None for no LayerScale.
+    activation: of the MLP. norm_eps: of both LayerNorms.
     """
 
-    def __init__(self, dim, mixer, mlp_dim, *, drop=0.0, drop_path=0.0, layer_scale=None):
+    def __init__(
+        self,
+        dim,
+        mixer,
+        mlp_dim,
+        *,
+        drop=0.0,
+        drop_path=0.0,
+        layer_scale=None,
+        activation=nn.GELU,
+        norm_eps=1e-5,
+    ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attn = mixer
         self.layer_scale1 = optional_layer_scale(dim, layer_scale)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_dim, drop=drop)
+        self.norm2 = nn.LayerNorm(dim, norm_eps)
+        self.mlp = Mlp(dim, mlp_dim, act_layer=activation, drop=drop)
         self.layer_scale2 = optional_layer_scale(dim, layer_scale)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -85,3 +97,9 @@ def hidden_width(dim, mlp_ratio):
 def drop_path_rates(rate, depth):
     """Drop path probability of each of `depth` blocks: 0 for the first, `rate` for the last, linear between."""
     return torch.linspace(0, rate, depth, device="cpu").tolist()
+
+
+def pad_to_multiple(x, multiple):
+    """(B, H, W, C) with zeros at the bottom and the right until `multiple` divides H and W."""
+    down, right = -x.shape[1] % multiple, -x.shape[2] % multiple
+    return F.pad(x, (0, 0, 0, right, 0, down)) if down or right else x

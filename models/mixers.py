@@ -1,18 +1,23 @@
-"""Token mixers of the four-stage backbones: modules called mixer(x, grid) on x (B, H*W, C)."""
+"""Window mixers of the four-stage backbones: modules called mixer(x, grid) on x (B, H*W, C). Convolutions: dwmixers."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import nn
 
-from utils.errors import ConfigError
+from models.layers import pad_to_multiple
+
+torch.fx.wrap("pad_to_multiple")  # these decide by the sizes, which a symbolic trace does not have
+torch.fx.wrap("mask_for")
 
 
-class WindowAttention(nn.Module):
-    """Self-attention inside (shifted) windows with a relative position bias (arXiv 2103.14030, section 3.2).
+class WindowMixer(nn.Module):
+    """Self-attention inside (shifted) windows; a subclass writes `project`, `logits` and `bias_table`.
 
     grid: (H, W) the index and mask are prepared for; other grids are computed when they come. window: tokens per side,
-    must divide the grid. shift: tokens by which the windows are displaced, 0 for none.
+    padded up to. shift: tokens by which the windows are displaced, 0 for none.
 
     The attention is written out instead of scaled_dot_product_attention: with a bias and a mask that need gradients or
     differ per window that one was 20 to 30 % slower in training (CPU, batch 8, all four stages of Swin-T).
@@ -22,48 +27,133 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.grid, self.window, self.shift = heads, tuple(grid), window, shift
         self.attn_drop = attn_drop
-        self.scale = (dim // heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("index", relative_position_index(window), persistent=False)
         self.register_buffer("mask", shift_mask(self.grid, window, shift) if shift else None, persistent=False)
 
+    def project(self, x):
+        """x: (windows, w*w, C) -> packed q, k, v (windows, w*w, 3C)."""
+        return self.qkv(x)
+
+    def logits(self, q, k):
+        """q, k: (windows, h, w*w, d) -> (windows, h, w*w, w*w) before the bias."""
+        raise NotImplementedError
+
+    def bias_table(self):
+        """((2w - 1)^2, h): what is added to the logits for each displacement."""
+        raise NotImplementedError
+
     def forward(self, x, grid):
-        """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W). Raises ConfigError if the window does not divide the grid."""
-        (height, width), window, shift = grid, self.window, self.shift
-        if height % window or width % window:
-            raise ConfigError(f"MODEL.ARGS.WINDOW_SIZE {window}: does not divide the {height} x {width} token grid")
-        x = x.unflatten(1, (height, width))
+        """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W), padded with zeros where the window does not divide it."""
+        window, shift = self.window, self.shift
+        x = pad_to_multiple(x.unflatten(1, grid), window)
+        padded = x.shape[1], x.shape[2]
         if shift:
             x = x.roll((-shift, -shift), (1, 2))
-        x = self._attend(to_windows(x, window), self._bias(grid))
-        x = from_windows(x, window, grid)
+        x = self._attend(to_windows(x, window), self._bias(padded))
+        x = from_windows(x, window, padded)
         if shift:
             x = x.roll((shift, shift), (1, 2))
-        return x.flatten(1, 2)
+        return x[:, : grid[0], : grid[1]].flatten(1, 2)
 
     def _bias(self, grid):
         """What is added to the logits: (1, h, w*w, w*w), or (windows, h, w*w, w*w) with a shift."""
-        bias = self.relative_position_bias_table[self.index.flatten()].view(*self.index.shape, self.heads)
+        bias = self.bias_table()[self.index.flatten()].view(*self.index.shape, self.heads)
         bias = bias.permute(2, 0, 1).unsqueeze(0)
         if not self.shift:
             return bias
-        mask = self.mask
-        if tuple(grid) != self.grid:
-            mask = shift_mask(grid, self.window, self.shift).to(bias)
-        return bias + mask.unsqueeze(1)
+        return bias + mask_for(grid, self.mask, self.grid, self.window, self.shift).to(bias).unsqueeze(1)
 
     def _attend(self, x, bias):
         """x: (B * windows, w*w, C) -> the same shape."""
         count, tokens, _ = x.shape
-        q, k, v = self.qkv(x).view(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        attn = (q * self.scale) @ k.transpose(-2, -1)  # (B * windows, h, w*w, w*w)
+        q, k, v = self.project(x).view(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        attn = self.logits(q, k)  # (B * windows, h, w*w, w*w)
         attn = (attn.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1)
         attn = F.dropout(attn.softmax(dim=-1), self.attn_drop, self.training)
         return self.proj_drop(self.proj((attn @ v).transpose(1, 2).flatten(2)))
+
+
+class WindowAttention(WindowMixer):
+    """Scaled dot products and a learned table of relative position biases (arXiv 2103.14030, section 3.2)."""
+
+    def __init__(self, dim, heads, *, window, **kwargs):
+        super().__init__(dim, heads, window=window, **kwargs)
+        self.scale = (dim // heads) ** -0.5
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def logits(self, q, k):
+        """Dot products of scaled queries and keys."""
+        return (q * self.scale) @ k.transpose(-2, -1)
+
+    def bias_table(self):
+        """The parameter itself."""
+        return self.relative_position_bias_table
+
+
+class CosineWindowAttention(WindowMixer):
+    """Cosine similarity with a learned temperature and a continuous position bias (arXiv 2111.09883, section 3).
+
+    logits = cos(q, k) * exp(min(logit_scale, log 100)) + 16 * sigmoid(MLP(log-spaced displacement)). Keys have no bias.
+    """
+
+    def __init__(self, dim, heads, *, window, qkv_bias=True, **kwargs):
+        super().__init__(dim, heads, window=window, qkv_bias=False, **kwargs)
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.logit_scale = nn.Parameter(torch.log(10 * torch.ones(heads, 1, 1)))
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False))
+        self.register_buffer("coords", log_displacements(window), persistent=False)
+
+    def project(self, x):
+        """As the base class, with the biases of queries and values."""
+        if self.q_bias is None:
+            return self.qkv(x)
+        return F.linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]))
+
+    def logits(self, q, k):
+        """Cosines times the temperature of each head."""
+        cosines = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        return cosines * self.logit_scale.clamp(max=math.log(100)).exp()
+
+    def bias_table(self):
+        """The MLP at every displacement."""
+        return 16 * self.cpb_mlp(self.coords).sigmoid()
+
+
+class WindowMLP(nn.Module):
+    """A learned w*w x w*w map between the tokens of a window, one for each head (Swin-MLP, code of arXiv 2103.14030).
+
+    heads: groups of neighbouring channels that share a map. With a shift the grid is padded with zeros, window - shift
+    before and shift after on both axes, and cropped again; nothing is rolled. The other arguments as in WindowMixer.
+    """
+
+    def __init__(self, dim, heads, *, grid, window, shift=0):
+        super().__init__()
+        self.heads, self.grid, self.window, self.shift = heads, tuple(grid), window, shift
+        width = heads * window**2
+        self.spatial_mlp = nn.Conv1d(width, width, 1, groups=heads)
+
+    def forward(self, x, grid):
+        """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W), padded with zeros where the window does not divide it."""
+        before, after = self.window - self.shift, self.shift
+        x = pad_to_multiple(x.unflatten(1, grid), self.window)
+        if self.shift:
+            x = F.pad(x, (0, 0, before, after, before, after))
+        padded = x.shape[1], x.shape[2]
+        x = from_windows(self._mix(to_windows(x, self.window)), self.window, padded)
+        if self.shift:
+            x = x[:, before:-after, before:-after]
+        return x[:, : grid[0], : grid[1]].flatten(1, 2)
+
+    def _mix(self, x):
+        """x: (B * windows, w*w, C) -> the same shape."""
+        x = x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B * windows, h, w*w, C/h)
+        x = self.spatial_mlp(x.flatten(1, 2)).unflatten(1, (self.heads, -1))
+        return x.transpose(1, 2).flatten(2)
 
 
 def to_windows(x, window):
@@ -85,6 +175,21 @@ def relative_position_index(window):
     y, x = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
     dy, dx = y[:, None] - y, x[:, None] - x
     return (dy + window - 1) * (2 * window - 1) + dx + window - 1
+
+
+def log_displacements(window):
+    """((2w - 1)^2, 2): (dy, dx) of each row of the bias table, from -8 to 8, then sign(d) * log2(|d| + 1) / log2(8).
+
+    The order of operations is the published one, in float32, because float64 results depend on its rounding.
+    """
+    steps = torch.arange(-(window - 1), window, dtype=torch.float32) / max(window - 1, 1) * 8
+    steps = torch.sign(steps) * torch.log2(torch.abs(steps) + 1.0) / 3
+    return torch.cartesian_prod(steps, steps)
+
+
+def mask_for(grid, mask, mask_grid, window, shift):
+    """The prepared mask if it is for this grid, else a new one."""
+    return mask if tuple(grid) == mask_grid else shift_mask(grid, window, shift)
 
 
 def shift_mask(grid, window, shift):

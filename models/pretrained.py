@@ -12,6 +12,8 @@ from utils.safe_load import read_tensors
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which training code puts the weights
 AVERAGES = ("model_ema", "ema", "state_dict_ema")
+HEADS = ("head.", "head_dist.", "fc.", "classifier.")  # ours and timm's names of the last layer
+SHORTCUTS = (".shortcuts.", ".dw_shortcut.")  # in our models and in timm's
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
@@ -41,7 +43,7 @@ def load_pretrained(model, path, strict=True, log=print):
     Raises MissingError and DataError as `read_tensors`, MismatchError if the file does not fit the model; then the
     model is unchanged.
     """
-    state = read_weights(read_tensors(path), path, log)
+    state = read_weights(read_tensors(path), path, log, own=model.state_dict())
     adapted, report = adapt(model, state)
     check(report, model, state, strict, path)
     model.load_state_dict(adapted, strict=False)
@@ -52,11 +54,15 @@ def load_pretrained(model, path, strict=True, log=print):
     return report
 
 
-def read_weights(content, path, log=print):
-    """State dict under our names from what a file holds: unwrapped, without prefixes, official layouts converted."""
+def read_weights(content, path, log=print, own=()):
+    """State dict under our names from what a file holds: unwrapped, without prefixes, official layouts converted.
+
+    own: names of the model's tensors; a file that has most of its names from there is the model's own (a timm model
+    has timm's names).
+    """
     state = strip_prefixes(find_weights(content, path), log)
     source = convert.recognise(state)
-    if source is None:
+    if source is None or 2 * sum(name in own for name in state) > len(state):
         return state
     log(f"{path}: converted from {source.name}")
     return convert.rename(state, source)
@@ -143,8 +149,8 @@ def check(report, model, state, strict, path):
     own = [name for name in model.state_dict() if not _is_head(name)]
     fitting = [name for name in report.matched + report.resized if not _is_head(name)]
     missing = [name for name in report.missing if not _is_head(name)]
-    if not any(".shortcuts." in name for name in state):
-        missing = [name for name in missing if ".shortcuts." not in name]
+    if not any(_is_shortcut(name) for name in state):
+        missing = [name for name in missing if not _is_shortcut(name)]
     wrong = [name for name in report.skipped if not _is_head(name)]
     if (strict and (missing or wrong)) or 2 * len(fitting) < len(own):
         raise MismatchError(
@@ -154,16 +160,21 @@ def check(report, model, state, strict, path):
 
 
 def _is_head(name):
-    return name.startswith("head.")
+    return name.startswith(HEADS)
+
+
+def _is_shortcut(name):
+    return any(part in name for part in SHORTCUTS)
 
 
 def _resize(model, name, given, own):
     """`given` interpolated to the shape of `own`, or None if it is not a tensor that may be."""
     if name == "pos_embed" and given.shape[-1] == own.shape[-1]:
-        prefix = model.prefix_tokens
+        grid = model.grid if hasattr(model, "grid") else model.patch_embed.grid_size  # ours, timm's
+        prefix = own.shape[1] - math.prod(grid)
         if math.isqrt(given.shape[1] - prefix) ** 2 != given.shape[1] - prefix:
             return None  # made for an image that is not square; its sides are not known
-        return resample_abs_pos_embed(given, model.grid, num_prefix_tokens=prefix)
+        return resample_abs_pos_embed(given, grid, num_prefix_tokens=prefix)
     if name.endswith("relative_position_bias_table") and given.shape[1] == own.shape[1]:
         if given.shape[0] == 1:  # a window of one token has one bias, for no displacement
             return given.expand(own.shape).clone()

@@ -5,26 +5,35 @@ State-dict names: patch_embed.{proj, norm}, stages.s.stack.{blocks.j, shortcuts.
 stages.s.downsample.{norm, reduction}, norm, head.
 """
 
+import torch
 from timm.layers import PatchEmbed
 from torch import nn
 
 from models import checks
-from models.base import Backbone
-from models.layers import drop_path_rates
+from models.layers import drop_path_rates, pad_to_multiple
 from models.shortcut import ShortcutStack
+from models.staged import Staged
+
+torch.fx.wrap("pad_to_multiple")  # it decides by the sizes, which a symbolic trace does not have
 
 
-class Pyramid(Backbone):
+class Pyramid(Staged):
     """Stage s has depths[s] blocks of dim * 2^s channels on a grid of img_size / (patch_size * 2^s) tokens.
 
     make_block(stage=, index=, dim=, grid=, drop_path=) -> a module called block(x, grid) on x (B, H*W, C).
+    merging(dim): the module between two stages, PatchMerging if nothing is given.
     shortcut: keywords of ShortcutStack; groups never cross a stage. img_size must fit (see `size_problem`).
     """
+
+    poolings = ("avg", "")
+    global_pool = "avg"
+    output_fmt = "NHWC"  # of forward_features, in timm's words
 
     def __init__(
         self,
         *,
         make_block,
+        merging=None,
         dim,
         depths,
         img_size,
@@ -40,7 +49,7 @@ class Pyramid(Backbone):
         checks.positive(dim=dim, depths=depths, in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         self.patch_size = patch_size
-        self.num_features = dim * 2 ** (len(depths) - 1)
+        self.num_features, self.in_chans = dim * 2 ** (len(depths) - 1), in_chans
         self.patch_embed = PatchEmbed(
             None,
             patch_size,
@@ -48,6 +57,7 @@ class Pyramid(Backbone):
             dim,
             norm_layer=nn.LayerNorm,
             strict_img_size=False,  # LayerNorm: eps 1e-5
+            dynamic_img_pad=True,
         )
         self.pos_drop = nn.Dropout(drop_rate)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
@@ -56,35 +66,52 @@ class Pyramid(Backbone):
             width = dim * 2**s
             blocks = [make_block(stage=s, index=j, dim=width, grid=grid, drop_path=next(rates)) for j in range(depth)]
             stack = ShortcutStack(blocks, width, use_checkpoint=use_checkpoint, **(shortcut or {}))
-            stages.append(Stage(stack, PatchMerging(width) if s + 1 < len(depths) else None))
+            stages.append(Stage(stack, (merging or PatchMerging)(width) if s + 1 < len(depths) else None))
         self.stages = nn.ModuleList(stages)
+        self.windows = [max(getattr(m, "window", 1) for m in stage.stack.modules()) for stage in stages]
+        self.patch_embed.strict_img_size = max(self.windows) > 1  # read by timm's tools: not every size is classified
+        self.describe_levels(
+            [dim * 2**s for s in range(len(depths))], [max(patch_size) * 2**s for s in range(len(depths))]
+        )
         self.norm = nn.LayerNorm(self.num_features)
         self.head = self.build_head(num_classes)
 
-    def forward_stages(self, x):
-        """(B, C, H, W) -> for each stage (tokens (B, h*w, C_s) before merging, (h, w))."""
-        checks.image_size(tuple(x.shape[-2:]), self.size_unit(), self.size_problem)
-        grid = x.shape[-2] // self.patch_size[0], x.shape[-1] // self.patch_size[1]
+    def forward_stages(self, x, stop=None):
+        """See Staged; the tokens are those before merging."""
+        (height, width), (p, q) = x.shape[-2:], self.patch_size
+        grid = (height + p - 1) // p, (width + q - 1) // q
         x = self.pos_drop(self.patch_embed(x))
         outputs = []
-        for stage in self.stages:
+        for s, stage in enumerate(self.stages[:stop]):
+            if s > 0:
+                x, grid = self.stages[s - 1].downsample(x, grid)
             x = stage.stack(x, grid)
             outputs.append((x, grid))
-            if stage.downsample is not None:
-                x, grid = stage.downsample(x, grid)
         return outputs
 
-    def feature_maps(self, x):
-        """(B, C, H, W) -> list of (B, C_s, h, w), one for each stage, before patch merging and without a norm."""
-        return [tokens.transpose(1, 2).unflatten(2, grid) for tokens, grid in self.forward_stages(x)]
-
     def forward_features(self, x):
-        """(B, C, H, W) -> (B, N, D) tokens of the last stage, normalised."""
-        return self.norm(self.forward_stages(x)[-1][0])
+        """(B, C, H, W) -> (B, h, w, D): the last stage, normalised. Raises ConfigError for sizes that do not fit."""
+        if not isinstance(x, torch.fx.Proxy):  # a symbolic trace has no sizes
+            self.check_size(x.shape[-2:])
+        return self.complete(self.forward_stages(x)[-1])
+
+    def complete(self, state):
+        """Tokens and grid of the last stage -> (B, h, w, D), normalised."""
+        x, grid = state
+        return self.norm(x).unflatten(1, grid)
 
     def pool(self, x):
-        """(B, N, D) -> (B, D): the mean over the tokens."""
-        return x.mean(dim=1)
+        """(B, h, w, D) -> (B, D): the mean over the tokens; or as it is."""
+        return x.mean(dim=(1, 2)) if self.global_pool == "avg" else x
+
+    def keep_levels(self, count):
+        """See Staged; the merging after the last stage goes."""
+        super().keep_levels(count)
+        self.stages[-1].downsample = None
+
+    def check_size(self, size):
+        """See Staged."""
+        checks.image_size(tuple(size), self.size_unit(), self.size_problem, reach=max(self.windows))
 
     def size_unit(self):
         """(p, q): every image size that works is a multiple of it."""
@@ -92,7 +119,9 @@ class Pyramid(Backbone):
 
     def size_problem(self, size):
         """Why images of this size (H, W) do not work, or an empty string."""
-        return size_problem(size, self.patch_size, len(self.stages))
+        problem = size_problem(size, self.patch_size, len(self.stages))
+        grids = stage_grids(size, self.patch_size, len(self.stages))
+        return problem or tiling_problem(grids, self.windows)
 
 
 class Stage(nn.Module):
@@ -113,12 +142,18 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x, grid):
-        """x: (B, H*W, C) -> ((B, H/2 * W/2, 2C), (H/2, W/2)); H and W even."""
-        half = grid[0] // 2, grid[1] // 2
-        x = x.view(x.shape[0], half[0], 2, half[1], 2, x.shape[-1])
-        # Published order of the (row, column) offsets: (0, 0), (1, 0), (0, 1), (1, 1).
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)  # (B, H/2 * W/2, 4C)
+        """x: (B, H*W, C) -> ((B, H/2 * W/2, 2C), (H/2, W/2)), rounded up."""
+        x, half = merge(x, grid)
         return self.reduction(self.norm(x)), half
+
+
+def merge(x, grid):
+    """x: (B, H*W, C) -> ((B, H/2 * W/2, 4C), (H/2, W/2)), rounded up: an odd side gets a row of zeros."""
+    x = pad_to_multiple(x.unflatten(1, grid), 2)
+    half = x.shape[1] // 2, x.shape[2] // 2
+    x = x.view(x.shape[0], half[0], 2, half[1], 2, x.shape[-1])
+    # Published order of the (row, column) offsets: (0, 0), (1, 0), (0, 1), (1, 1).
+    return x.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2), half
 
 
 def stage_grids(img_size, patch_size, stages):
@@ -151,10 +186,15 @@ def window_problem(size, patch_size, stages, window):
     problem = size_problem(size, patch_size, stages)
     if problem:
         return problem
-    for s, grid in enumerate(stage_grids(size, patch_size, stages)):
-        used = window_in(grid, window)
-        if any(side % used for side in grid):
-            return f"window size {used} does not divide the {grid[0]} x {grid[1]} tokens of stage {s + 1}"
+    grids = stage_grids(size, patch_size, stages)
+    return tiling_problem(grids, [window_in(grid, window) for grid in grids])
+
+
+def tiling_problem(grids, windows):
+    """Which stage has a grid that its window does not divide, or an empty string."""
+    for s, (grid, window) in enumerate(zip(grids, windows, strict=True)):
+        if any(side % window for side in grid):
+            return f"window size {window} does not divide the {grid[0]} x {grid[1]} tokens of stage {s + 1}"
     return ""
 
 

@@ -18,6 +18,7 @@ class Variant:
 
 
 _VARIANTS = {}
+_FAMILIES = {}  # prefix of a name -> function(rest of the name, **kwargs)
 
 
 def register(table):
@@ -33,6 +34,16 @@ def register(table):
     return enter
 
 
+def register_prefix(prefix):
+    """Function decorator: names that start with `prefix` are built by function(rest of the name, **kwargs)."""
+
+    def enter(function):
+        _FAMILIES[prefix] = function
+        return function
+
+    return enter
+
+
 def list_variants():
     """All names, in the order of registration."""
     return list(_VARIANTS)
@@ -41,17 +52,22 @@ def list_variants():
 def get_variant(name):
     """The Variant called `name`; ConfigError with the nearest name and the list if there is none."""
     if name not in _VARIANTS:
-        raise ConfigError(f"MODEL.TYPE {name!r}: unknown{nearest(name, _VARIANTS)} (known: {listing(_VARIANTS)})")
+        names = listing(_VARIANTS, most=len(_VARIANTS))
+        raise ConfigError(f"MODEL.TYPE {name!r}: unknown{nearest(name, _VARIANTS)} (known: {names})")
     return _VARIANTS[name]
 
 
 def create(variant, **kwargs):
-    """Build the model `variant`; keywords (any case) override its sizes.
+    """Build the model `variant`, or `timm/<name>`; keywords (any case) override its sizes.
 
     Raises ConfigError for an unknown variant, an unknown keyword, a wrong type, or sizes that do not fit together.
     """
-    entry = get_variant(variant)
     given = {name.lower(): value for name, value in kwargs.items()}
+    for prefix, family in _FAMILIES.items():
+        if variant.startswith(prefix):
+            _check_shortcut(given.get("shortcut"))
+            return family(variant.removeprefix(prefix), **given)
+    entry = get_variant(variant)
     parameters = inspect.signature(entry.constructor).parameters
     for name, value in given.items():
         if name not in parameters:

@@ -7,8 +7,8 @@ State-dict names: `blocks.i...` as the blocks name them, `shortcuts.g.{norms.k, 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from models.recompute import recomputed
 from utils.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ class ShortcutStack(nn.Module):
     tied: the module of a group is applied around each of its blocks on its own instead of around the group.
     prefix_tokens: leading (class) tokens, which get exactly nothing.
     use_checkpoint: recompute each block's activations in the backward pass (training mode only). The shortcuts stay
-    outside, so their BatchNorm statistics move once per step.
+    outside; BatchNorm statistics move once per step, also those inside the blocks.
     Raises ConfigError for impossible settings.
     """
 
@@ -65,7 +65,7 @@ class ShortcutStack(nn.Module):
         use_checkpoint=False,
     ):
         super().__init__()
-        _check(kernels, span)
+        check_settings(kernels, span)
         self.blocks = nn.ModuleList(blocks)
         self.prefix_tokens = prefix_tokens
         self.use_checkpoint = use_checkpoint
@@ -87,22 +87,54 @@ class ShortcutStack(nn.Module):
         If only the prefix tokens are read afterwards, the last shortcut does not reach the output: its gradient is
         exactly zero, and not None, so that DistributedDataParallel finds every parameter used.
         """
+        return self.intermediates(x, grid)[0]
+
+    def intermediates(self, x, grid, wanted=(), stop=None):
+        """As forward, and a list of the tokens after each block in `wanted`, with the shortcut that ends there.
+
+        stop: number of blocks to run, all if None. Returns (x, list).
+        """
+        found = []
         for members, group in self.plan:
             x_in = x
             for i in members:
+                if i == stop:
+                    return x, found
                 x = self._run(self.blocks[i], x, grid)
+                if group is not None and i == members[-1]:
+                    bypass = self.shortcuts[group](x_in[:, self.prefix_tokens :], grid)
+                    x = x + F.pad(bypass, (0, 0, self.prefix_tokens, 0))  # zeros for the prefix tokens
+                if i in wanted:
+                    found.append(x)
+        return x, found
+
+    def keep(self, count):
+        """Remove all blocks after the first `count`, and the shortcuts that end among them."""
+        plan = []
+        for members, group in self.plan:
+            kept = members[: max(count - members[0], 0)]
+            if kept:
+                plan.append((kept, group if kept == members else None))
+        used = [group for _, group in plan if group is not None]
+        self.plan = plan
+        self.blocks = self.blocks[:count]
+        self.shortcuts = self.shortcuts[: max(used, default=-1) + 1]
+
+    def first_blocks(self):
+        """For each shortcut, the index of the first block that it bypasses."""
+        first = {}
+        for members, group in self.plan:
             if group is not None:
-                bypass = self.shortcuts[group](x_in[:, self.prefix_tokens :], grid)
-                x = x + F.pad(bypass, (0, 0, self.prefix_tokens, 0))  # zeros for the prefix tokens
-        return x
+                first.setdefault(group, members[0])
+        return list(first.values())
 
     def _run(self, block, x, grid):
         if self.use_checkpoint and self.training:
-            return checkpoint(block, x, grid, use_reentrant=False)
+            return recomputed(block, x, grid)
         return block(x, grid)
 
 
-def _check(kernels, span):
+def check_settings(kernels, span):
     """Raise ConfigError unless `kernels` is a list of odd sizes >= 1 and `span` is an integer >= 1 or 'stage'."""
     if not isinstance(kernels, list | tuple):
         raise ConfigError(f"MODEL.SHORTCUT.KERNELS {kernels!r}: must be a list of odd sizes, such as [3] or [3, 5]")

@@ -7,7 +7,7 @@ norm2, mlp.{fc1, fc2}.
 from models import checks
 from models.layers import Block, hidden_width
 from models.mixers import WindowAttention
-from models.pyramid import Pyramid, divisors_hint, size_unit, window_in, window_problem
+from models.pyramid import PatchMerging, Pyramid, divisors_hint, size_unit, window_in, window_problem
 from models.registry import register
 from utils.errors import ConfigError
 
@@ -38,6 +38,7 @@ class Swin(Pyramid):
 
     linear_std = 0.02
     undecayed = ("relative_position_bias_table",)
+    mixer, block, merging = WindowAttention, Block, PatchMerging
 
     def __init__(
         self,
@@ -61,25 +62,18 @@ class Swin(Pyramid):
         use_checkpoint: bool = False,
     ):
         img_size, patch_size = checks.pair("img_size", img_size), checks.pair("patch_size", patch_size)
-        _check(img_size, patch_size, dim, depths, heads, window_size)
+        check_windows(img_size, patch_size, dim, depths, heads, window_size)
         checks.probability(attn_drop_rate=attn_drop_rate)
 
         def make_block(*, stage, index, dim, grid, drop_path):
-            shifted = shift and index % 2 == 1 and min(grid) > window_size
-            mixer = WindowAttention(
-                dim,
-                heads[stage],
-                grid=grid,
-                window=window_in(grid, window_size),
-                shift=window_size // 2 if shifted else 0,
-                qkv_bias=qkv_bias,
-                attn_drop=attn_drop_rate,
-                proj_drop=drop_rate,
-            )
-            return Block(dim, mixer, hidden_width(dim, mlp_ratio), drop=drop_rate, drop_path=drop_path)
+            windows = window_and_shift(grid, window_size, shift and index % 2 == 1)
+            drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
+            mixer = self.mixer(dim, heads[stage], grid=grid, **windows, qkv_bias=qkv_bias, **drops)
+            return self.block(dim, mixer, hidden_width(dim, mlp_ratio), drop=drop_rate, drop_path=drop_path)
 
         super().__init__(
             make_block=make_block,
+            merging=self.merging,
             dim=dim,
             depths=depths,
             img_size=img_size,
@@ -94,7 +88,14 @@ class Swin(Pyramid):
         self.initialise(init)
 
 
-def _check(img_size, patch_size, dim, depths, heads, window_size):
+def window_and_shift(grid, window_size, shifted):
+    """Keywords `window` and `shift` of a mixer on this grid; a window that spans the grid is not shifted."""
+    shift = window_size // 2 if shifted and min(grid) > window_size else 0
+    return {"window": window_in(grid, window_size), "shift": shift}
+
+
+def check_windows(img_size, patch_size, dim, depths, heads, window_size):
+    """Raise ConfigError unless the heads divide the channels and the windows tile the grid of every stage."""
     checks.positive(dim=dim, depths=depths, heads=heads, window_size=window_size)
     stages = len(depths)
     if len(heads) != stages:

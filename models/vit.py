@@ -9,11 +9,10 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from models import checks
-from models.base import Backbone
+from models.isotropic import Isotropic, input_grid, patch_grid
 from models.layers import Attention, Block, PatchProjection, drop_path_rates, hidden_width
 from models.registry import register
 from models.shortcut import ShortcutStack
-from utils.errors import ConfigError
 
 VARIANTS = {  # name: (sizes, where they stand)
     "vit_tiny": ({"dim": 192, "depth": 12, "heads": 3}, "arXiv 2407.19394, section 4.1 (ViT-Tiny)"),
@@ -23,16 +22,19 @@ VARIANTS = {  # name: (sizes, where they stand)
 
 
 @register(VARIANTS)
-class ViT(Backbone):
+class ViT(Isotropic):
     """Patches, a class token, pre-norm blocks with shortcuts on the patch tokens, pooling, LayerNorm, Linear.
 
     img_size, patch_size: pixels, a number or (height, width). dim_head: channels per head, dim / heads if None.
     mlp_dim: hidden width, dim * mlp_ratio if None. pool: 'cls' (the class token; the last shortcut is then without
     effect) or 'mean' (over all tokens with the class token, as published). drop_rate: dropout after the embedding,
     the attention projection and in the MLP. drop_path_rate: of the last block, rising linearly from 0.
+    qkv_bias, norm_eps: timm's and DeiT's ViT have True and 1e-6.
     shortcut: keywords of ShortcutStack. init: 'paper' (PyTorch's defaults, N(0, 1) for embeddings) or 'timm'.
     Raises ConfigError for sizes that do not fit together.
     """
+
+    unpooled_tokens = 0  # as published, 'avg' pools first, over all tokens, and normalises the result
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class ViT(Backbone):
         mlp_dim: int | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = False,
+        norm_eps: float = 1e-5,
         pos_embed: bool = True,
         pool: str = "cls",
         drop_rate: float = 0.0,
@@ -64,7 +67,9 @@ class ViT(Backbone):
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.patch_size = checks.pair("patch_size", patch_size)
         self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
-        self.num_features, self.pooling, self.prefix_tokens = dim, pool, 1
+        self.num_features, self.in_chans, self.prefix_tokens = dim, in_chans, 1
+        self.global_pool = {"cls": "token", "mean": "avg"}[pool]
+        self.describe_levels(dim, depth)
 
         self.patch_embed = PatchProjection(in_chans, dim, self.patch_size)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
@@ -79,11 +84,12 @@ class ViT(Backbone):
                 mlp_dim,
                 drop=drop_rate,
                 drop_path=rate,
+                norm_eps=norm_eps,
             )
             for rate in drop_path_rates(drop_path_rate, depth)
         ]
         self.stack = ShortcutStack(blocks, dim, prefix_tokens=1, use_checkpoint=use_checkpoint, **(shortcut or {}))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, norm_eps)
         self.head = self.build_head(num_classes)
         self.initialise(init)
 
@@ -93,18 +99,14 @@ class ViT(Backbone):
         if init == "timm":
             initialise_embeddings(self)
 
-    def forward_features(self, x):
-        """(B, C, H, W) -> (B, 1 + N, D), before the final norm; the class token is first."""
+    def embed(self, x):
+        """See Isotropic."""
         grid = input_grid(self, x)
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
-        return self.stack(self.pos_drop(x), grid)
-
-    def pool(self, x):
-        """(B, 1 + N, D) -> (B, D); the published code pools first and normalises the result."""
-        return self.norm(x[:, 0] if self.pooling == "cls" else x.mean(dim=1))
+        return self.pos_drop(x), grid
 
 
 def block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio):
@@ -116,29 +118,6 @@ def block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio):
     mlp_dim = hidden_width(dim, mlp_ratio) if mlp_dim is None else mlp_dim
     checks.positive(dim_head=dim_head, mlp_dim=mlp_dim)
     return dim_head, mlp_dim
-
-
-def patch_grid(img_size, patch_size):
-    """(rows, columns) of patches of an image (H, W); ConfigError with the nearest sizes if they do not fit."""
-    patch = patch_size[0] if patch_size[0] == patch_size[1] else patch_size
-
-    def problem(size):
-        fits = all(n % p == 0 for n, p in zip(size, patch_size, strict=True))
-        return "" if fits else f"not a multiple of the patch size {patch}"
-
-    checks.image_size(tuple(img_size), patch_size, problem)
-    return img_size[0] // patch_size[0], img_size[1] // patch_size[1]
-
-
-def input_grid(model, x):
-    """(rows, columns) of patches of the images x (B, C, H, W); a position embedding fits only its own size."""
-    grid = patch_grid(x.shape[-2:], model.patch_size)
-    if model.pos_embed is not None and grid != model.grid:
-        raise ConfigError(
-            f"DATA.IMG_SIZE {tuple(x.shape[-2:])}: the positional embedding is for {model.grid} patches, "
-            f"these are {grid}; build the model for this size"
-        )
-    return grid
 
 
 def initialise_embeddings(model):

@@ -31,16 +31,17 @@ def count_macs(model, img_size):
     """{'total': int, 'by_operator': {'linear': int, ...}} for one image of img_size (int or (H, W)) in evaluation mode.
 
     Multiply-accumulates of linear layers, convolutions and matrix products, those inside attention included, plus
-    5 per element of a LayerNorm and 2 of a BatchNorm. Nothing is computed: a copy of the model without values is run
-    on the meta device, so the model itself, its mode and its statistics stay as they are.
+    5 per element of a LayerNorm, 2 of a BatchNorm and 1 per input element of an AdaptiveAvgPool2d. Nothing is computed:
+    a copy of the model without values is run on the meta device, so the model itself, its mode and its statistics stay
+    as they are.
     """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    hollow = _hollow_copy(model).eval()
+    hollow = hollow_copy(model).eval()
     images = torch.empty(1, _channels(model), height, width, device="meta", dtype=next(model.parameters()).dtype)
     norms = {op: _norm_counter(PER_ELEMENT[name]) for op, name in OPERATORS.items() if name in PER_ELEMENT}
+    by_operator = _count_pools(hollow)
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=norms) as counter:
         hollow(images)
-    by_operator = {}
     for op, count in counter.get_flop_counts()["Global"].items():
         name = OPERATORS.get(op, str(op))
         # FlopCounterMode counts a multiply-accumulate as two operations.
@@ -48,7 +49,7 @@ def count_macs(model, img_size):
     return {"total": sum(by_operator.values()), "by_operator": by_operator}
 
 
-def _hollow_copy(model):
+def hollow_copy(model):
     """A copy whose parameters and buffers have shapes but no values; costs no memory."""
     hollow = {id(t): torch.nn.Parameter(t.detach().to("meta"), requires_grad=False) for t in model.parameters()}
     hollow |= {id(t): t.detach().to("meta") for t in model.buffers()}
@@ -58,6 +59,22 @@ def _hollow_copy(model):
 def _channels(model):
     """Input channels: those of the first convolution."""
     return next(m.in_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+
+
+def _count_pools(model):
+    """A dict that gets 'adaptive_avg_pool2d', 1 per input element, as soon as such a module of `model` runs.
+
+    Counted at the module, because the operator below it is the same mean that fvcore does not count elsewhere.
+    """
+    counts = {}
+
+    def count(module, inputs, output):
+        counts["adaptive_avg_pool2d"] = counts.get("adaptive_avg_pool2d", 0) + inputs[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.AdaptiveAvgPool2d):
+            module.register_forward_hook(count)
+    return counts
 
 
 def _norm_counter(per_element):

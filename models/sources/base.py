@@ -18,6 +18,7 @@ class Source:
     rules: (pattern, replacement) tried in order on each key; replacement None drops the entry.
     constructor: our class. sizes(original) -> keywords of the constructor.
     tidy(converted, original): finishes what renaming cannot do, in place.
+    refused: (pattern, reason) of keys that belong to a model of the same family which we do not have.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Source:
     constructor: type
     sizes: Callable
     tidy: Callable = lambda converted, original: None
+    refused: tuple = ()
 
 
 def count(state_dict, pattern):

@@ -1,0 +1,148 @@
+"""Depth-wise convolutions of DWNet (arXiv 2106.04263): static, dynamic and inhomogeneous dynamic.
+
+Modules called conv(image) on image (B, C, H, W) -> the same shape, built as Kind(dim, kernel_size, groups). A new kind
+is a class here and a row in CONVOLUTIONS. Each starts with PyTorch's default initialisation, as published.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_module
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+torch.fx.wrap("row_sum")  # it takes tensors apart, which a symbolic trace cannot
+
+REDUCTION = 4  # the layers that predict kernels have dim / 4 hidden channels
+
+
+class StaticConv(nn.Conv2d):
+    """One kernel for each channel, the same at all positions and for all images."""
+
+    def __init__(self, dim, kernel_size, groups):
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+
+@register_notrace_module  # for timm's symbolic tracing: it decides by the batch size
+class DynamicConv(nn.Module):
+    """One kernel for each channel and image, predicted from the image's mean; a static bias.
+
+    In training mode the predictor normalises over the batch alone. A batch of one has no variance, so there the running
+    statistics take its place, as in evaluation (a SyncBatchNorm sees the other processes and is left to itself).
+    """
+
+    def __init__(self, dim, kernel_size, groups):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(dim, dim // REDUCTION, 1, bias=False)
+        self.norm = nn.BatchNorm2d(dim // REDUCTION)
+        self.expand = nn.Conv2d(dim // REDUCTION, dim * kernel_size**2, 1)
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, image):
+        """image: (B, C, H, W) -> (B, C, H, W)."""
+        batch, channels, height, width = image.shape
+        kernels = self.kernels(image).view(batch * channels, 1, self.kernel_size, self.kernel_size)
+        # All images side by side as the channels of one image, so that a grouped convolution gives each its kernels.
+        image = image.reshape(1, batch * channels, height, width)
+        padding = self.kernel_size // 2
+        image = F.conv2d(image, kernels, self.bias.repeat(batch), padding=padding, groups=batch * channels)
+        return image.view(batch, channels, height, width)
+
+    def kernels(self, image):
+        """image: (B, C, H, W) -> (B, C * k * k, 1, 1), channel by channel, each row by row."""
+        return self.expand(F.relu(self._normalise(self.reduce(self.pool(image)))))
+
+    def _normalise(self, x):
+        norm = self.norm
+        sized = self.training and not isinstance(x, torch.fx.Proxy)  # a symbolic trace has no sizes
+        if sized and len(x) == 1 and not isinstance(norm, nn.SyncBatchNorm):
+            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return norm(x)
+
+
+@register_notrace_module  # for timm's symbolic tracing: it recomputes
+class InhomogeneousConv(nn.Module):
+    """One kernel for each position, group of channels and image, predicted at that position.
+
+    groups: channels c with the same c // (dim / groups) share a kernel. No bias; zero padding.
+
+    Kernels for all k*k taps are never held together: one row of taps at a time is predicted, applied and, for the
+    backward pass, forgotten and predicted again. The largest tensor is the row's (B, groups * k, H, W).
+    """
+
+    def __init__(self, dim, kernel_size, groups):
+        super().__init__()
+        self.kernel_size, self.groups = kernel_size, groups
+        self.reduce = nn.Conv2d(dim, dim // REDUCTION, 1)
+        self.norm = nn.BatchNorm2d(dim // REDUCTION)
+        self.expand = nn.Conv2d(dim // REDUCTION, groups * kernel_size**2, 1)
+
+    def forward(self, image):
+        """image: (B, C, H, W) -> (B, C, H, W)."""
+        hidden = F.relu(self.norm(self.reduce(image)))
+        k = self.kernel_size
+        # Rows of `expand` are ordered (group, tap row, tap column).
+        weight = self.expand.weight.unflatten(0, (self.groups, k, k)).transpose(0, 1)
+        bias = self.expand.bias.unflatten(0, (self.groups, k, k)).transpose(0, 1)
+        # 49 terms are added up in float32 at least, as a convolution does.
+        padded = F.pad(image.to(torch.promote_types(image.dtype, torch.float32)), (k // 2,) * 4)
+        padded = padded.unflatten(1, (self.groups, -1))  # (B, G, C/G, H + k - 1, W + k - 1)
+        total = 0
+        for row in range(k):
+            band = padded[..., row : row + image.shape[-2], :]
+            total = total + self._forgetful(row_sum, band, hidden, weight[row], bias[row])
+        return total.flatten(1, 2).to(image.dtype)
+
+    def _forgetful(self, function, *inputs):
+        """function(*inputs), recomputed in the backward pass if there is going to be one."""
+        if self.training and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return function(*inputs)
+
+
+def row_sum(band, hidden, weight, bias):
+    """What one row of k taps adds to the result.
+
+    band: (B, G, C/G, H, W + k - 1) the pixels under the row; hidden: (B, D, H, W); weight: (G, k, D, 1, 1) and bias:
+    (G, k) predict the taps from `hidden`. Returns (B, G, C/G, H, W).
+    """
+    taps = F.conv2d(hidden, weight.flatten(0, 1), bias.flatten()).unflatten(1, weight.shape[:2])  # (B, G, k, H, W)
+    width = hidden.shape[-1]
+    return sum(band[..., j : j + width] * tap.unsqueeze(2) for j, tap in enumerate(taps.unbind(2)))
+
+
+CONVOLUTIONS = {"static": StaticConv, "dynamic": DynamicConv, "inhomogeneous": InhomogeneousConv}
+
+
+class DepthwiseMixer(nn.Module):
+    """1x1 - BN - ReLU - depth-wise - BN - ReLU - 1x1 - BN; the 1x1 have no bias.
+
+    conv: a key of CONVOLUTIONS. Called mixer(x, grid) on x (B, H*W, C) that has not been normalised.
+    """
+
+    def __init__(self, dim, conv, kernel_size, groups):
+        super().__init__()
+        self.pointwise1 = nn.Conv2d(dim, dim, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(dim)
+        self.depthwise = CONVOLUTIONS[conv](dim, kernel_size, groups)
+        self.norm2 = nn.BatchNorm2d(dim)
+        self.pointwise2 = nn.Conv2d(dim, dim, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(dim)
+
+    def forward(self, x, grid):
+        """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W)."""
+        image = to_image(x, grid)
+        image = F.relu(self.norm1(self.pointwise1(image)))
+        image = F.relu(self.norm2(self.depthwise(image)))
+        return to_tokens(self.norm3(self.pointwise2(image)))
+
+
+def to_image(x, grid):
+    """(B, H*W, C) -> (B, C, H, W), without a copy: C stays the fastest axis (channels last)."""
+    return x.transpose(1, 2).unflatten(2, grid)
+
+
+def to_tokens(image):
+    """(B, C, H, W) -> (B, H*W, C)."""
+    return image.flatten(2).transpose(1, 2)
