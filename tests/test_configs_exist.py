@@ -1,6 +1,8 @@
 """The configuration files: the fifteen known names exist, all load, and each header tells the truth about its file."""
 
+import inspect
 import itertools
+import math
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 
 from config import check, difference, load_config, to_plain
 from models.build import build_model
+from models.registry import get_variant
 from utils.cli import flag_overrides, parse_args
 from utils.flops import count_macs
 
@@ -40,6 +43,15 @@ PUBLISHED = {
     "swin_tiny_patch4_window7_224_tiny_imagenet": (71.96, 68.24),
     "swin_tiny_patch4_window7_224_imagenet": (81.73, 81.14), "cait_xxs12_16_224_imagenet": (75.89, 74.85),
     "cait_xxs24_16_224_imagenet": (79.66, 77.66),
+}  # fmt: skip
+# Plain backbones whose paper has no shortcuts: arXiv 2103.15808, table 3; arXiv 2106.04263; Swin-Transformer's code.
+PUBLISHED_PLAIN = {
+    "dwnet_tiny_4_224_imagenet": 81.2, "dwnet_base_4_224_imagenet": 83.2, "dynamic_dwnet_tiny_4_224_imagenet": 81.8,
+    "dynamic_dwnet_base_4_224_imagenet": 83.2, "swin_mlp_tiny_c24_4_256_imagenet": 79.4,
+    "swin_mlp_tiny_c12_4_256_imagenet": 79.6, "swin_mlp_tiny_c6_4_256_imagenet": 79.7,
+    "swin_mlp_base_4_224_imagenet": 81.3, "swin_v2_tiny_patch4_window8_256_imagenet": 81.8,
+    "cvt_13_224_imagenet": 81.6, "cvt_21_224_imagenet": 82.5, "cvt_13_384_imagenet": 83.0,
+    "cvt_21_384_imagenet": 83.3, "cvt_w24_384_imagenet": 87.6,
 }  # fmt: skip
 
 
@@ -79,7 +91,7 @@ def plain_options(name):
 def test_known_names_exist():
     assert len(ORIGINAL) == 15
     assert set(ORIGINAL) | set(IMAGENET) <= set(EXPERIMENTS)
-    for family in ("vit", "cait", "swin"):
+    for family in ("vit", "cait", "swin", "cvt"):
         sizes = [re.search(r"_(32|64)_(\w+)\.yaml", name).groups() for name in NATIVE if f"/{family}/" in name]
         assert sorted(sizes) == [("32", "cifar10"), ("32", "cifar100"), ("64", "tiny_imagenet")]
 
@@ -128,12 +140,16 @@ def test_header_states_published_figures_only(name):
     assert re.search(r"table \d", text)
     assert re.search(r"[\d.]+ M parameters, [\d.]+ GFLOPs", text)
     figures = PUBLISHED.get(Path(name).stem)
-    if figures is None:
+    plain = PUBLISHED_PLAIN.get(Path(name).stem)
+    if plain is not None:
+        assert f"not published with shortcuts; plain backbone {plain:.1f} % (published" in text
+    elif figures is None:
         assert "not published" in text
         assert "%" not in text.replace("29 % of the FLOPs", "")
     else:
         assert f"{figures[0]:.2f} % (published; plain backbone {figures[1]:.2f} %)" in text
-    assert (figures is None) == (name in NATIVE)
+    unknown = "/i_dynamic_dwnet" in name or "/timm/" in name  # no figure in what we have
+    assert (figures is None and plain is None) == (name in NATIVE or unknown)
 
 
 @pytest.mark.parametrize("name", ORIGINAL)
@@ -164,28 +180,70 @@ def test_recipe_of_imagenet(name):
     assert not cfg.AUG.RESIZE_FIRST
 
 
+@pytest.mark.parametrize("name", sorted(name for name in PUBLISHED_PLAIN if name.startswith("cvt")))
+def test_recipe_of_cvt(name):
+    """experiments/imagenet/cvt/*.yaml of its code: the rate is that of one GPU times 8."""
+    cfg = load(f"configs/cvt/{name}.yaml")
+    small = cfg.MODEL.TYPE == "cvt_13"
+    expected = (256, 8 * 2.5e-4) if small else (128, 8 * 1.25e-4)
+    assert expected == (cfg.DATA.BATCH_SIZE, cfg.TRAIN.BASE_LR)
+    assert pytest.approx(0.05 if small else 0.1) == cfg.TRAIN.WEIGHT_DECAY
+    assert pytest.approx(0.3 if cfg.MODEL.TYPE == "cvt_w24" else 0.1) == cfg.MODEL.DROP_PATH_RATE
+    assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.WARMUP_EPOCHS, cfg.TRAIN.CLIP_GRAD) == (300, 5, 0)
+    assert (cfg.TRAIN.WARMUP_LR, cfg.TRAIN.MIN_LR) == (1e-6, 1e-5)
+    assert (cfg.DATA.IMG_SIZE == 224) == cfg.TEST.CROP
+
+
+RELATIVES = [name for name in EXPERIMENTS if re.search("(dwnet|swin_mlp|swin_v2).*_(224|256)_imagenet", name)]
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_recipe_of_swin_relatives(name):
+    """config.py and configs/*.yaml of DemystifyLocalViT and Swin-Transformer, at 1024 images per step."""
+    cfg, base = load(name), "_base_" in name
+    (line,) = [line for line in header(name) if "main.py" in line]
+    processes = math.prod(int(n) for n in re.findall(r"--n(?:proc_per_node|nodes)=(\d+)", line))
+    assert processes * cfg.DATA.BATCH_SIZE == 1024
+    train = cfg.TRAIN
+    assert (train.BASE_LR, train.WARMUP_LR, train.MIN_LR) == (1e-3, 1e-6, 1e-5)
+    assert (train.EPOCHS, train.WARMUP_EPOCHS, train.WEIGHT_DECAY, train.CLIP_GRAD) == (300, 20, 0.05, 5.0)
+    assert pytest.approx(0.5 if base else 0.2) == cfg.MODEL.DROP_PATH_RATE
+    in_float32 = "dwnet" in name and (base or "i_dynamic" in name)
+    size = 256 if "swin" in name and not base else 224
+    assert (not in_float32, size) == (cfg.AMP.ENABLE, cfg.DATA.IMG_SIZE)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_names_agree_with_contents(name):
     cfg = load(name)
     if "/demo/" in name:
-        assert cfg.DATA.DATASET == ("digits" if "digits" in name else "imagefolder")
+        assert ("digits" if "digits" in name else "imagefolder") == cfg.DATA.DATASET
         return
     dataset, classes = {
         "cifar10": ("cifar10", 10), "cifar100": ("cifar100", 100), "tiny_imagenet": ("tiny-imagenet", 200),
         "imagenet": ("imagenet", 1000),
     }[re.search(r"_(tiny_imagenet|imagenet|cifar10|cifar100)\.yaml", name).group(1)]  # fmt: skip
     assert (dataset, classes) == (cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
+    if "/timm/" in name:
+        model = re.match(r"timm/(.*?)(_patch.*)?(_224)?$", cfg.MODEL.TYPE).group(1)
+        patch = cfg.MODEL.ARGS.get("PATCH_SIZE", 4 if model.startswith("swin") else 16)
+        assert re.search(rf"/timm_{model}_(patch)?{patch}_(window7_)?{cfg.DATA.IMG_SIZE}_", name)
+        return
     assert Path(name).name.startswith(cfg.MODEL.TYPE)
     numbers = [int(n) for n in re.findall(r"\d+", Path(name).stem.removeprefix(cfg.MODEL.TYPE).removesuffix(dataset))]
-    keys = ("PATCH_SIZE", "WINDOW_SIZE") if "/swin/" in name else ("PATCH_SIZE",)
-    defaults = {"PATCH_SIZE": 4 if "/swin/" in name else 16, "WINDOW_SIZE": 7}
-    assert numbers[: len(keys) + 1] == [*(cfg.MODEL.ARGS.get(key, defaults[key]) for key in keys), cfg.DATA.IMG_SIZE]
+    family = Path(name).parent.name
+    keys = {"swin": ("PATCH_SIZE", "WINDOW_SIZE"), "cvt": ()}.get(family, ("PATCH_SIZE",))
+    variant = get_variant(cfg.MODEL.TYPE)
+    defaults = {k: p.default for k, p in inspect.signature(variant.constructor).parameters.items()} | variant.sizes
+    sizes = [cfg.MODEL.ARGS.get(key, defaults.get(key.lower())) for key in keys]
+    assert numbers[: len(keys) + 1] == [*sizes, cfg.DATA.IMG_SIZE]
 
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_native_sizes_are_as_their_headers_say(name):
     cfg = load(name)
-    patch, side = cfg.MODEL.ARGS.PATCH_SIZE, cfg.DATA.IMG_SIZE
+    side = cfg.DATA.IMG_SIZE
+    patch = cfg.MODEL.ARGS.get("PATCH_SIZE") or cfg.MODEL.ARGS.get("PATCH_STRIDES", [4, 2, 2])[0]
     assert cfg.AUG.CROP == "padded"
     assert not cfg.AUG.RESIZE_FIRST
     text = "\n".join(header(name))
@@ -194,6 +252,9 @@ def test_native_sizes_are_as_their_headers_say(name):
         grids = [side // patch // 2**stage for stage in range(4)]
         assert " and ".join([", ".join(f"{g}x{g}" for g in grids[:3]), f"{grids[3]}x{grids[3]}"]) in text
         assert all(grid % window == 0 or grid < window for grid in grids)
+    elif "/cvt/" in name:
+        grids = [f"{side // patch // 2**stage}x{side // patch // 2**stage}" for stage in range(3)]
+        assert f"{grids[0]}, {grids[1]} and {grids[2]} tokens" in text
     else:
         assert f"into {side // patch}x{side // patch} = {(side // patch) ** 2} tokens" in text
 

@@ -1,0 +1,75 @@
+"""Which of timm's model families can take shortcuts (MODEL.TYPE timm/<name>), as found in the installed timm.
+
+python -m tools.timm_families [FAMILY ...]
+
+A family is a file of timm.models. One small model of each is built without values; its blocks are found as
+models.timm_shortcut finds them. Prints the Markdown table of docs/timm_models.md (minutes for all families).
+"""
+
+import argparse
+
+import timm
+import torch
+
+from models.timm_blocks import find_stages
+from models.timm_wrap import timm_names
+from utils.errors import listing
+
+# Parts of names, from small to large, to choose an example by.
+SIZES = ("atto", "femto", "pico", "nano", "xxs", "xxtiny", "xs", "tiny", "_t", "_s0", "_b0", "_m0", "small", "_s")
+
+
+def example(family):
+    """The name of a small model of the family."""
+
+    def size(name):
+        return next((i for i, part in enumerate(SIZES) if part in name), len(SIZES)), len(name), name
+
+    names = timm_names(family)
+    return min([name for name in names if not name.startswith("test_")] or names, key=size)
+
+
+def inspect_family(family):
+    """(example, number of blocks that can have a shortcut, token layouts in the order of the stages)."""
+    name = example(family)
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    stages, _ = find_stages(model, model.pretrained_cfg["input_size"])
+    layouts = dict.fromkeys(
+        stage.layout + (f" with {stage.prefix_tokens} prefix" if stage.prefix_tokens else "") for stage in stages
+    )
+    return name, sum(len(stage.blocks) for stage in stages), list(layouts)
+
+
+def table(families):
+    """The Markdown lines: a row per supported family, then the names of the others."""
+    lines = ["| family (file of timm.models) | example | blocks | tokens |", "|---|---|---|---|"]
+    unsupported = []
+    for family in families:
+        try:
+            name, blocks, layouts = inspect_family(family)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # does not run without values
+            unsupported.append(f"{family} ({type(error).__name__})")
+            continue
+        if blocks:
+            lines.append(f"| {family} | `timm/{name}` | {blocks} | {', '.join(layouts)} |")
+        else:
+            unsupported.append(family)
+    supported = len(lines) - 2
+    lines += ["", f"{supported} of {len(families)} families in timm {timm.__version__}. No place for shortcuts:"]
+    return [*lines, listing(unsupported, most=len(unsupported)) or "none"]
+
+
+def main(argv=None):
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
+    print(
+        "\n".join(
+            table(parser.parse_args(argv).families or [family for family in timm.list_modules() if timm_names(family)])
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
