@@ -7,15 +7,13 @@ second call only prints the table again.
 """
 
 import argparse
-import json
-import statistics
 import sys
 from pathlib import Path
 
 import main
+from tools.curves import draw, read_run, table
 
 MODELS = {"ViT": "configs/demo/digits_plain.yaml", "ViT + 3x3 shortcut": "configs/demo/digits_shortcut.yaml"}
-COLORS = {"ViT": "#D55E00", "ViT + 3x3 shortcut": "#0072B2"}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -25,49 +23,7 @@ def train(config, seed, output):
     code = main.main(["--cfg", str(ROOT / config), "--seed", str(seed), "--tag", tag, "--output", str(output)])
     if code:
         sys.exit(code)
-    folder = output / Path(config).stem / tag
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return json.loads((folder / "summary.json").read_text()), rows
-
-
-def table(runs):
-    """The Markdown table of {model: [(summary, rows)]}: accuracy of the last epoch, which nothing was chosen by."""
-    lines = ["| model | test accuracy, mean ± std (n) | correct/total | params | time |", "|---|---|---|---|---|"]
-    for name, results in runs.items():
-        finals = [summary["final"] for summary, _ in results]
-        scores = [final["accuracy"] for final in finals]
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        correct, total = (sum(final[key] for final in finals) for key in ("correct", "total"))
-        seconds = sum(summary["seconds"] for summary, _ in results)
-        lines.append(
-            f"| {name} | {statistics.mean(scores):.2f} ± {spread:.2f} % ({len(scores)}) | {correct}/{total} | "
-            f"{results[0][0]['params']:,} | {seconds / len(results):.0f} s a run |"
-        )
-    return "\n".join(lines)
-
-
-def draw(runs, path):
-    """Test accuracy over epochs: one thin line per seed, a thick one for the mean."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, results in runs.items():
-        curves = [[row["accuracy"] for row in rows] for _, rows in results]
-        for curve in curves:
-            axes.plot(range(1, len(curve) + 1), curve, color=COLORS[name], alpha=0.3, linewidth=1)
-        mean = [statistics.mean(column) for column in zip(*curves, strict=True)]
-        axes.plot(
-            range(1, len(mean) + 1),
-            mean,
-            color=COLORS[name],
-            linewidth=2,
-            label=f"{name} (mean of {len(curves)} seeds)",
-        )
-    axes.set(xlabel="epoch", ylabel="accuracy on 360 test digits, %", ylim=(70, 100))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    return read_run(output / Path(config).stem / tag)
 
 
 def demo(argv=None):
@@ -82,7 +38,7 @@ def demo(argv=None):
             runs[name].append(train(config, seed, options.output))
     text = table(runs)
     (options.output / "table.md").write_text(text + "\n")
-    draw(runs, options.output / "curves.png")
+    draw(runs, options.output / "curves.png", "accuracy on 360 test digits, %")
     print(f"\n{text}\n\ncurves: {options.output / 'curves.png'}")
 
 

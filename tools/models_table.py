@@ -2,8 +2,8 @@
 
 python -m tools.models_table
 
-FLOPs are multiply-accumulates of one image plus norms (LayerNorm 5, BatchNorm 2 per element), fvcore's convention, which
-arXiv 2407.19394 uses. Published figures: tools/published_results.yaml. Nothing is computed, models have no values.
+FLOPs are multiply-accumulates of one image plus norms (LayerNorm 5, BatchNorm 2 per element): fvcore's convention,
+which arXiv 2407.19394 uses. Published figures: tools/published_results.yaml. Models are built without values.
 """
 
 import argparse
@@ -66,7 +66,8 @@ def table():
         name = f"{variant}, {special}" if special else variant
         shown = "+".join(map(str, kernels)) or "none"
         lines.append(
-            f"| {name} | {shown} | {size} | {classes} | {params:,} | {stated} | {macs / 1e9:.3f} | {entry['flops']} | {source} |"
+            f"| {name} | {shown} | {size} | {classes} | {params:,} | {stated} | "
+            f"{macs / 1e9:.3f} | {entry['flops']} | {source} |"
         )
     return "\n".join(lines)
 
