@@ -56,6 +56,7 @@ def draw(runs, path, label="accuracy on the test images, %"):
         axes.plot(range(1, len(mean) + 1), mean, color=color, linewidth=2, label=f"{name} ({seeds})")
     axes.set(xlabel="epoch", ylabel=label)
     axes.grid(alpha=0.3)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
 

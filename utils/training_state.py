@@ -84,10 +84,7 @@ def build_state(config, world, model, batches_per_epoch):
     statistics = RunningStatistics(model)
     runner = torch.compile(model) if config.COMPILE else model
     if world.size > 1:
-        # Said of (C, 1, k, k) weights, whose memory is the same in both layouts.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        ids = [world.device] if world.device.type == "cuda" else None
-        runner = DistributedDataParallel(runner, device_ids=ids, broadcast_buffers=False)
+        runner = distribute(runner, world.device)
     per_epoch = steps_per_epoch(batches_per_epoch, config.TRAIN.ACCUMULATION_STEPS)
     schedule = build_scheduler(config, per_epoch, global_batch(config, world))
     fp16 = amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, world.device) is torch.float16
@@ -101,6 +98,16 @@ def build_state(config, world, model, batches_per_epoch):
         scaler=torch.amp.GradScaler(world.device.type) if fp16 else None,
         ema=ema,
     )
+
+
+def distribute(runner, device):
+    """DistributedDataParallel around `runner`; StepSync takes care of the buffers, so it does not broadcast them."""
+    # Said of (C, 1, k, k) weights, whose memory is the same in both layouts.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # The new name of the keyword is not known to torch 2.11.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(runner, device_ids=ids, broadcast_buffers=False)
 
 
 def eval_model(state_or_model, ema, weights):
