@@ -272,6 +272,11 @@ def test_resume_with_another_number_of_ranks(tmp_path):  # 11
     (result,) = run(arguments(config, tmp_path), tmp_path)
     assert result.code == 78
     assert "processes 2 -> 1" in result.errors[0]
+    more = ("--batch-size", "8", "--opts", "TRAIN.ALLOW_CHANGES", "True")  # the same global batch
+    (result,) = run(arguments(config, tmp_path, *more), tmp_path)
+    assert result.code == 0, result.output
+    assert "last.pth: step 3" in result.output
+    assert final_state(tmp_path)["progress"]["step"] == 4
 
 
 def test_resume_with_changed_learning_rate(stopped, tmp_path):
