@@ -118,9 +118,8 @@ def accumulate(state, settings, mixing, world, step, group):
     return total
 
 
-def update(state, finite, grad_norm, settings):
+def update(state, parameters, finite, grad_norm, settings):
     """Clip and apply the gradients if `finite`; on a GPU the optimizer decides by the flag on the device."""
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
     if settings.clip_grad:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip_grad, grad_norm)
     if finite.is_cuda and getattr(state.optimizer, "_step_supports_amp_scaling", False):
@@ -148,11 +147,11 @@ def train_step(state, settings, mixing, world, group, wishes):
     agreed = state.sync.exchange(loss, wishes())
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
-    grads = [p.grad for g in state.optimizer.param_groups for p in g["params"] if p.grad is not None]
-    grad_norm = torch.nn.utils.get_total_norm(grads)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     finite = torch.isfinite(grad_norm) & torch.isfinite(agreed[0])
     state.statistics.keep_if(finite, before)
-    update(state, finite, grad_norm, settings)
+    update(state, parameters, finite, grad_norm, settings)
     return torch.cat([agreed[:1], grad_norm.float().reshape(1), finite.float().reshape(1), agreed[1:]])
 
 

@@ -15,7 +15,7 @@ class DatasetInfo:
     """Facts about a dataset. `mean` and `std` are per channel, for pixels in 0..1; sizes are numbers of images.
 
     Without DATA.MEAN and DATA.STD they are the dataset's own where known (CIFAR, digits) and ImageNet's otherwise
-    (imagenet, tiny-imagenet, imagefolder, fake). The published code used ImageNet's for every dataset.
+    (imagenet, tiny-imagenet, imagefolder, fake). The published code does the same.
     `test_size` is 0 unless part of the training set is held out for validation.
     """
 
