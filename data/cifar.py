@@ -58,9 +58,12 @@ def missing_files(root, reader):
 def fetch(root, reader, log):
     """Download and unpack. Raises MissingError that says from where and why not."""
     log(f"downloading {reader.url} to {root}")
+    existed = root.exists()
     try:
         reader(str(root), download=True)
     except (OSError, RuntimeError) as error:
+        if not existed and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()  # torchvision makes it before it connects
         raise MissingError(f"{root / reader.base_folder}: not found, and {reader.url} cannot be had: {error}") from None
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,10 +173,12 @@ def test_one_process_downloads_and_the_others_wait(tmp_path, monkeypatch):
 
 def test_a_failed_download_says_from_where_and_does_not_strand_the_others(tmp_path, monkeypatch):
     def no_network(self):
+        Path(self.root).mkdir()  # as torchvision does before it connects
         raise OSError("no route to host")
 
     events = []
     monkeypatch.setattr(tv.CIFAR10, "download", no_network)
     with pytest.raises(MissingError, match="cifar-10-batches-py: not found, and http.*no route to host"):
-        create("cifar10", Request(path=str(tmp_path), log=silent, barrier=lambda: events.append("barrier")))
+        create("cifar10", Request(path=str(tmp_path / "new"), log=silent, barrier=lambda: events.append("barrier")))
     assert events == ["barrier"]
+    assert not (tmp_path / "new").exists()
