@@ -1,0 +1,100 @@
+"""tools.runs and tools.loaded: what the tools know of a run is what the run did."""
+
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from config import difference
+from engine import evaluate
+from tests import tiny
+from tests.launch import run
+from tools.command import need
+from tools.loaded import load_model
+from tools.runs import find_runs, flat, read_origins, read_run
+from utils.errors import DataError, MismatchError, MissingError, UnavailableError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    config = tiny.write_config(folder)
+    for seed in (0, 1):
+        arguments = tiny.arguments(config, folder, "--seed", str(seed), "--tag", f"seed{seed}")
+        assert run(arguments, folder)[0].code == 0
+    return folder / "tiny"
+
+
+def test_a_run_is_read_whole(finished):
+    record = read_run(finished / "seed1")
+    assert record.finished
+    assert (record.name, record.seed) == ("tiny/seed1", 1)
+    assert record.rows[-1]["correct"] == record.summary["final"]["correct"]
+    assert record.environment["packages"]["torch"] == version("torch")
+    assert difference(record.config, torch.load(record.checkpoint(), weights_only=True)["config"]) == []
+
+
+def test_origins_are_those_of_the_command(finished):
+    record = read_run(finished / "seed1")
+    assert record.origins["SEED"] == "--seed"
+    assert record.origins["TRAIN.WEIGHT_DECAY"] == "default"
+    lines = (finished.parent / "tiny.yaml").read_text().splitlines()
+    assert record.origins["TRAIN.EPOCHS"].endswith(f"tiny.yaml:{lines.index('  EPOCHS: 2') + 1}")
+    assert record.origins.keys() == flat(record.config).keys()
+
+
+def test_origins_of_values_that_look_like_comments():
+    text = "A: '  # x'                  # --opts\nB:\n  C: 1   # default\nD: [1, 2]  # a.yaml:3\n"
+    assert read_origins(text) == {"A": "--opts", "B.C": "default", "D": "a.yaml:3"}
+
+
+def test_runs_below_a_folder_are_found_once(finished):
+    found = find_runs([finished, finished / "seed0"])
+    assert [record.name for record in found] == ["tiny/seed0", "tiny/seed1"]
+
+
+def test_what_is_no_run_is_said_in_one_line(finished, tmp_path):
+    with pytest.raises(MissingError, match="no run folder here"):
+        find_runs([tmp_path])
+    with pytest.raises(MissingError, match="not a run folder"):
+        read_run(tmp_path)
+    with pytest.raises(MissingError, match="epoch_7.pth: no such checkpoint"):
+        read_run(finished / "seed0").checkpoint("epoch_7.pth")
+
+
+def test_a_damaged_file_is_named(finished, tmp_path):
+    (tmp_path / "config.yaml").write_text((finished / "seed0" / "config.yaml").read_text())
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0')
+    with pytest.raises(DataError, match="a file of the run is damaged"):
+        read_run(tmp_path)
+
+
+def test_a_loaded_model_gives_the_logged_accuracy(finished):
+    """Everything comes from the file; the counts are those that the run wrote."""
+    from config import load_config
+    from data import build_data
+    from utils.distributed import World
+    from utils.signals import StopSignals
+
+    record = read_run(finished / "seed0")
+    loaded = load_model(record.checkpoint("last.pth"), device="cpu")
+    assert loaded.epochs == 2
+    assert loaded.img_size == (8, 8)
+    assert not loaded.model.training
+    config, _ = load_config(record.path / "config.yaml")
+    data = build_data(config, log=lambda line: None, train=False)
+    assert loaded.class_names == data.info.class_names
+    world = World(torch.device("cpu"))
+    result = evaluate(loaded.model, data.val, device=world.device, amp_dtype=None, world=world, stop=StopSignals())
+    assert (result.correct, result.total) == (record.rows[-1]["correct"], record.rows[-1]["total"])
+
+
+def test_weights_without_a_configuration_are_refused(tmp_path):
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "weights.pth")
+    with pytest.raises(MismatchError, match="not a checkpoint of a run"):
+        load_model(tmp_path / "weights.pth")
+
+
+def test_a_missing_package_is_named():
+    with pytest.raises(UnavailableError, match=r"drawing needs the package no_such_package \(no_such_package is miss"):
+        need("no_such_package.part", "drawing")

@@ -1,0 +1,128 @@
+"""Run folders as the tools read them: what was asked for, what came out, and how far it got."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from config import default_config, to_plain
+from utils.errors import DataError, MissingError
+from utils.run_folder import CHECKPOINTS
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run folder. `config` is the nested plain configuration, `rows` the lines of metrics.jsonl (one per epoch).
+
+    `summary`, `environment` and `exit` are what the JSON files hold, None where there is no such file (a run that is
+    not finished has no summary).
+    """
+
+    path: Path
+    config: dict
+    rows: list
+    summary: dict | None
+    environment: dict | None
+    exit: dict | None
+
+    @property
+    def finished(self):
+        """Whether all epochs are done."""
+        return self.summary is not None
+
+    @property
+    def name(self):
+        """`MODEL.NAME/TAG`, as the folder is called."""
+        return f"{self.config['MODEL']['NAME']}/{self.config['TAG']}"
+
+    @property
+    def seed(self):
+        """SEED of the configuration."""
+        return self.config["SEED"]
+
+    @cached_property
+    def origins(self):
+        """`{'TRAIN.EPOCHS': 'configs/a.yaml:12'}`: where each value of the configuration came from."""
+        return read_origins((self.path / "config.yaml").read_text())
+
+    def checkpoint(self, name="best.pth"):
+        """Path of a checkpoint. Raises MissingError if the run has none of this name."""
+        path = self.path / CHECKPOINTS / name
+        if not path.is_file():
+            raise MissingError(f"{path}: no such checkpoint")
+        return path
+
+
+def is_run(folder):
+    """Whether this is a run folder."""
+    return (Path(folder) / "config.yaml").is_file() and (Path(folder) / CHECKPOINTS).is_dir()
+
+
+def read_run(folder):
+    """The RunRecord of one run folder. Raises MissingError if it is none, DataError if a file of it is damaged."""
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise MissingError(f"{folder}: not a run folder (no config.yaml)")
+    try:
+        config = to_plain(default_config())
+        _merge(config, yaml.safe_load((folder / "config.yaml").read_text()))
+        metrics = folder / "metrics.jsonl"
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+        parts = {name: _read_json(folder / f"{name}.json") for name in ("summary", "environment", "exit")}
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise DataError(f"{folder}: a file of the run is damaged ({' '.join(str(error).split())})") from None
+    return RunRecord(folder, config, rows, **parts)
+
+
+def find_runs(folders):
+    """RunRecords of all run folders at or below `folders`, each once, sorted by path. Raises MissingError if none."""
+    found = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise MissingError(f"{folder}: no such folder")
+        candidates = [folder] if is_run(folder) else sorted(path.parent for path in folder.rglob("config.yaml"))
+        runs = [path for path in candidates if is_run(path)]
+        if not runs:
+            raise MissingError(f"{folder}: no run folder here (one has config.yaml and checkpoints/)")
+        found |= {path.resolve(): path for path in runs}
+    return [read_run(path) for path in sorted(found.values())]
+
+
+def flat(plain, prefix=""):
+    """`{'TRAIN.EPOCHS': 300, ...}` of a nested configuration."""
+    result = {}
+    for key, value in plain.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
+def read_origins(text):
+    """Origins out of the text of a run's config.yaml, where each value is followed by `  # origin`."""
+    origins, parents = {}, []
+    for line in text.splitlines():
+        match = re.match(r"( *)([A-Za-z0-9_]+):(.*)", line)
+        if not match:
+            continue
+        indent, key, rest = len(match[1]) // 2, match[2], match[3]
+        parents = parents[:indent]
+        if rest.strip():
+            _, mark, origin = rest.rpartition("  # ")
+            origins[".".join([*parents, key])] = origin.strip() if mark else "default"
+        else:
+            parents.append(key)
+    return origins
+
+
+def _read_json(path):
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _merge(into, values):
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
