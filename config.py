@@ -22,7 +22,8 @@ _C.OUTPUT = "output"  # run folders are OUTPUT/MODEL.NAME/TAG
 _C.TAG = "default"  # name of this run among runs of the same configuration
 _C.SEED = 0  # of weights, sample order, augmentation, mixing and dropout
 _C.DEVICE = "auto"  # auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N, mps, ...
-_C.COMPILE = False  # torch.compile the model
+_C.COMPILE = False  # torch.compile the step: forward, loss and backward; and the evaluation
+_C.COMPILE_MODE = "default"  # or reduce-overhead (CUDA graphs), max-autotune[-no-cudagraphs] (tries kernels)
 _C.DETERMINISTIC = False  # deterministic algorithms only; slower on GPUs
 _C.PRINT_FREQ = 50  # optimizer steps between two lines of the log
 _C.TENSORBOARD = True  # write TensorBoard files into the run folder
@@ -115,6 +116,7 @@ _C.TRAIN.EMA.WARMUP = False  # let the decay rise to DECAY at the start
 
 _C.AMP = CN()
 _C.AMP.ENABLE = True  # mixed precision
+_C.AMP.TF32 = True  # on CUDA, products of what stays float32 may round their inputs to 10 bits (TensorFloat-32)
 _C.AMP.DTYPE = "auto"  # auto (bfloat16 where the device has it), bfloat16, float16 (with loss scaling) or float32
 
 _C.SAVE = CN()

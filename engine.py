@@ -44,7 +44,12 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """The things that training changes. `runner` is `model` as it is called: compiled, or inside DDP."""
+    """The things that training changes.
+
+    `runner(images, targets)` gives the loss: `LossModel` around `model`, possibly compiled, possibly inside DDP.
+    `evaluator` is the module whose accuracy is reported (the EMA's where there is one), `eval_runner` the same as it
+    is called for whole batches, possibly compiled.
+    """
 
     model: nn.Module
     runner: nn.Module
@@ -52,9 +57,23 @@ class TrainState:
     schedule: object
     statistics: object  # RunningStatistics of the model
     sync: object  # StepSync
+    evaluator: nn.Module | None = None
+    eval_runner: nn.Module | None = None
     scaler: object = None  # GradScaler, with float16 only
     ema: object = None
     progress: Progress = field(default_factory=Progress)
+
+
+class LossModel(nn.Module):
+    """A model and its loss as one module, so that a compiler sees both and their backward pass as one graph."""
+
+    def __init__(self, model, criterion):
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(self, images, targets):
+        """Images (B, 3, H, W) and targets as the criterion takes them -> scalar loss."""
+        return self.criterion(self.model(images), targets)
 
 
 @dataclass(frozen=True)
@@ -101,8 +120,9 @@ def micro_loss(state, settings, mixing, world, step, micro, batch, runner):
     images, targets = (tensor.to(world.device, non_blocking=True) for tensor in batch)
     images, targets = mixing(images, targets, key=(settings.seed, "mix", step, micro, world.rank))
     torch.manual_seed(derive_seed(settings.seed, "step", step, micro, world.rank))
+    torch.compiler.cudagraph_mark_step_begin()  # with CUDA graphs: what the last call returned may be overwritten
     with autocast(world.device, settings.amp_dtype):
-        return mixing.criterion(runner(images), targets)
+        return runner(images, targets)
 
 
 def accumulate(state, settings, mixing, world, step, group):
@@ -158,14 +178,14 @@ def train_step(state, settings, mixing, world, group, wishes):
 def refuse(state, settings, mixing, world, step, group):
     """Raise NonFiniteError naming the first bad module of the refused step, the same line on all ranks."""
     before = state.statistics.snapshot()
-    names = []
+    names, plain = [], LossModel(state.model, mixing.criterion)
     for micro, batch in enumerate(group):
         if not torch.isfinite(batch[0]).all():
             names.append("input images")
         names.append(
             first_bad_module(
                 state.model,
-                lambda m=micro, b=batch: micro_loss(state, settings, mixing, world, step, m, b, state.model),
+                lambda m=micro, b=batch: micro_loss(state, settings, mixing, world, step, m, b, plain),
             )
         )
     state.statistics.keep_if(torch.tensor(False, device=world.device), before)
@@ -209,13 +229,16 @@ def train_one_epoch(state, loader, mixing, epoch, *, settings, world, log, wishe
 
 
 @torch.inference_mode()
-def evaluate(model, loader, *, device, amp_dtype, world, stop):
+def evaluate(model, loader, *, device, amp_dtype, world, stop, runner=None):
     """Exact evaluation: every image of the set once, whatever the number of ranks; integer counts, added up once.
 
+    `runner`: the compiled form of `model`, called for batches of the first one's size; the last one may be smaller and
+    is not worth a compilation of its own.
     Raises Interrupted on all ranks together if any of them is asked to stop meanwhile.
     """
     model.eval()
-    counts = torch.zeros(3, dtype=torch.int64, device=device)  # correct, correct in the first five, images
+    whole, seen = None, 0
+    counts = torch.zeros(2, dtype=torch.int64, device=device)  # correct, correct in the first five
     loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     batches = iter(loader)
     for _ in range(loader.batches):
@@ -226,14 +249,15 @@ def evaluate(model, loader, *, device, amp_dtype, world, stop):
             images, targets = next_batch(batches)
         except StopIteration:
             continue  # this rank's share is a batch shorter than another's
+        whole, seen = whole or len(targets), seen + len(targets)
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         with autocast(device, amp_dtype):
-            logits = model(images)
+            logits = (runner if runner is not None and len(targets) == whole else model)(images)
         logits = logits.float()
         loss += nn.functional.cross_entropy(logits, targets, reduction="sum")
         first = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
-        counts += torch.stack([first[:, 0].sum(), first.sum(), first.new_tensor(len(targets), dtype=torch.int64)])
-    correct, correct5, total, loss_sum = world.sum([*counts.tolist(), float(loss)])
+        counts += torch.stack([first[:, 0].sum(), first.sum()])
+    correct, correct5, total, loss_sum = world.sum([*counts.tolist(), seen, float(loss)])
     if total != loader.size:
         raise RuntimeError(f"evaluated {total:.0f} images of {loader.size}")
     return EvalResult(int(correct), int(correct5), int(total), loss_sum / total)

@@ -18,7 +18,7 @@ def train(config, world, log, command, config_text):
     from utils import run, training_state
 
     data, model = run.build(config, world, log)
-    state = training_state.build_state(config, world, model, data.train.batches_per_epoch)
+    state = training_state.build_state(config, world, model, data.mixing.criterion, data.train.batches_per_epoch)
     with run.Run(config, world, log, data, state) as session:
         if session.start(command, config_text):
             return  # already complete
@@ -38,8 +38,9 @@ def train(config, world, log, command, config_text):
                 save=session.save_last,
             )
             result = evaluate(
-                training_state.eval_model(state.model, state.ema, config.TEST.WEIGHTS),
+                state.evaluator,
                 data.val,
+                runner=state.eval_runner,
                 device=world.device,
                 amp_dtype=settings.amp_dtype,
                 world=world,
@@ -52,18 +53,20 @@ def train(config, world, log, command, config_text):
 def evaluate_checkpoint(config, world, log):
     """--eval --resume FILE: exact accuracy of that file, and of no other."""
     from engine import evaluate
-    from utils import evaluation, run
+    from utils import evaluation, run, training_state
     from utils.amp import amp_dtype
     from utils.signals import StopSignals
 
     data, model = run.build(config, world, log, training=False)
     world.together(lambda: evaluation.load_for_evaluation(model, data.info, config, log))
+    runner = training_state.compiled(model, config)
     with StopSignals() as stop:
         for name, loader in (("val", data.val), ("test", data.test)):
             if loader is not None:
                 result = evaluate(
                     model,
                     loader,
+                    runner=runner,
                     device=world.device,
                     amp_dtype=amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, world.device),
                     world=world,

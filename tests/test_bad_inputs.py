@@ -415,11 +415,10 @@ def test_every_step_micro_batch_and_rank_draws_its_own_randomness():
         keys.add(key)
         return images, targets
 
-    mixing.criterion = lambda output, _targets: output
     batch = torch.zeros(1), torch.zeros(1)
     for step, micro, rank in np.ndindex(2, 2, 2):
         world = World(torch.device("cpu"), rank, 2)
-        settings, dropout = engine.StepSettings(), lambda _images: torch.rand(1)
+        settings, dropout = engine.StepSettings(), lambda _images, _targets: torch.rand(1)
         loss = engine.micro_loss(None, settings, mixing, world, step, micro, batch, dropout)
         drawn.add(float(loss))
     assert len(keys) == len(drawn) == 8

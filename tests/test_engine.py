@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import EvalResult, Progress, StepSettings, TrainState, evaluate, steps_per_epoch, train_one_epoch
+from engine import EvalResult, LossModel, Progress, StepSettings, TrainState, evaluate, steps_per_epoch, train_one_epoch
 from lr_scheduler import Schedule
 from utils.batchnorm import RunningStatistics
 from utils.distributed import World
@@ -49,7 +49,8 @@ def make_state(model, total_steps=100, lr=0.1):
     statistics = RunningStatistics(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     schedule = Schedule("constant", base_lr=lr, total_steps=total_steps)
-    return TrainState(model, model, optimizer, schedule, statistics, StepSync(WORLD, statistics, True))
+    runner = LossModel(model, Mixing.criterion)
+    return TrainState(model, runner, optimizer, schedule, statistics, StepSync(WORLD, statistics, True))
 
 
 def make_batches(count, size):

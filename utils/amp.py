@@ -18,3 +18,10 @@ def amp_dtype(enabled, name, device):
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def set_float32_products(tf32, device):
+    """Let float32 matrix products on CUDA use TensorFloat-32, or forbid it (convolutions too)."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32

@@ -8,6 +8,7 @@ from utils.config_values import shown_value
 from utils.errors import ConfigError, listing, nearest
 
 CHOICES = {
+    "COMPILE_MODE": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "MODEL.INIT": ("paper", "timm"),
     "DATA.INTERPOLATION": ("bicubic", "bilinear", "nearest", "lanczos"),
     "DATA.CACHE_MODE": ("no", "full", "part"),
@@ -131,6 +132,7 @@ def check(cfg, origins):
             raise ConfigError(f"{key}: {shown_value(value)} ({origins[key]}) - allowed: {rule.allowed}")
     _check_schedule(cfg.TRAIN, origins)
     _check_mixing(cfg, origins)
+    _check_graphs(cfg, origins)
     _check_normalisation(cfg.DATA, origins)
     _check_optimizer(cfg.TRAIN.OPTIMIZER.NAME, origins)
 
@@ -161,6 +163,15 @@ def _check_mixing(cfg, origins):
         raise ConfigError(
             f"DATA.BATCH_SIZE: {cfg.DATA.BATCH_SIZE} ({origins['DATA.BATCH_SIZE']}) - allowed: "
             f"even sizes with AUG.MIXUP_MODE pair ({origins['AUG.MIXUP_MODE']})"
+        )
+
+
+def _check_graphs(cfg, origins):
+    graphs = cfg.COMPILE and cfg.COMPILE_MODE in ("reduce-overhead", "max-autotune")
+    if graphs and cfg.TRAIN.ACCUMULATION_STEPS > 1:  # a CUDA graph's gradients live only until it runs again
+        raise ConfigError(
+            f"COMPILE_MODE: {cfg.COMPILE_MODE} ({origins['COMPILE_MODE']}) uses CUDA graphs - allowed: default or "
+            f"max-autotune-no-cudagraphs with TRAIN.ACCUMULATION_STEPS {cfg.TRAIN.ACCUMULATION_STEPS}"
         )
 
 

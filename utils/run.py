@@ -8,7 +8,7 @@ from engine import evaluate, steps_per_epoch
 from models.pretrained import load_exact, load_pretrained
 from optimizer import describe_groups
 from utils import checkpoint, training_state
-from utils.amp import amp_dtype
+from utils.amp import amp_dtype, set_float32_products
 from utils.errors import Interrupted, RunError
 from utils.evaluation import check_classes, choose_weights
 from utils.failures import explain
@@ -25,6 +25,7 @@ def build(config, world, log, training=True):
     from models.build import build_model
 
     torch.use_deterministic_algorithms(config.DETERMINISTIC)
+    set_float32_products(config.AMP.TF32, world.device)
     data = world.together(
         lambda: build_data(
             config, world.rank, world.size, world.device, log.info, train=training, barrier=world.barrier

@@ -44,7 +44,7 @@ def timed(function, calls, device):
 def measure(config, world, log):
     """Print the three rates over all ranks, with the batch, device and number format they were measured with."""
     data, model = run.build(config, world, log)
-    state = training_state.build_state(config, world, model, data.train.batches_per_epoch)
+    state = training_state.build_state(config, world, model, data.mixing.criterion, data.train.batches_per_epoch)
     settings = training_state.build_settings(config, world.device)
     batches = endless(data.train)
     images, targets = next(batches)
@@ -54,7 +54,7 @@ def measure(config, world, log):
     @torch.inference_mode()
     def forward():
         with autocast(world.device, settings.amp_dtype):
-            state.runner(on_device[0])
+            state.eval_runner(on_device[0])
 
     def step():
         train_step(state, settings, data.mixing, world, [on_device], lambda: no_wishes)
@@ -62,7 +62,7 @@ def measure(config, world, log):
     measured = [("training step, data on the device", step), ("data path alone", lambda: next(batches))]
     state.runner.train()
     rows = [(name, images_per_second(function, len(images), world)) for name, function in measured]
-    state.runner.eval()
+    state.evaluator.eval()
     rows.append(("forward pass, data on the device", images_per_second(forward, len(images), world)))
     shape, amp = tuple(images.shape), settings.amp_dtype or "off"
     log.heading(f"{world.size} process(es) on {world.device}, batch {shape} each, amp {amp}")

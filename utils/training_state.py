@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from config import difference, to_plain
-from engine import Progress, StepSettings, TrainState, steps_per_epoch
+from engine import LossModel, Progress, StepSettings, TrainState, steps_per_epoch
 from lr_scheduler import build_scheduler
 from models.pretrained import load_exact
 from optimizer import build_optimizer
@@ -24,6 +24,7 @@ FORMAT = 1
 # Keys that may differ when a run is resumed: they change where and how fast it runs, not what it computes.
 FREE_KEYS = (
     "COMPILE",
+    "COMPILE_MODE",
     "DATA.CACHE_MODE",
     "DATA.DATA_PATH",
     "DATA.DOWNLOAD",
@@ -71,8 +72,13 @@ def uses_sync_bn(setting, world):
     return world.size > 1 and world.device.type == "cuda" and setting != "off"
 
 
-def build_state(config, world, model, batches_per_epoch):
-    """`TrainState` around `model`, which is already on its device."""
+def compiled(module, config):
+    """`module` compiled for fixed shapes if COMPILE is on, else as it is."""
+    return torch.compile(module, mode=config.COMPILE_MODE, dynamic=False) if config.COMPILE else module
+
+
+def build_state(config, world, model, criterion, batches_per_epoch):
+    """`TrainState` around `model`, which is already on its device, and the loss that fits its targets."""
     sync_bn = uses_sync_bn(config.TRAIN.SYNC_BN, world)
     if sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -82,15 +88,18 @@ def build_state(config, world, model, batches_per_epoch):
     if config.TRAIN.EMA.ENABLE:
         ema = ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY, use_warmup=config.TRAIN.EMA.WARMUP)
     statistics = RunningStatistics(model)
-    runner = torch.compile(model) if config.COMPILE else model
+    runner = compiled(LossModel(model, criterion), config)
     if world.size > 1:
         runner = distribute(runner, world.device)
     per_epoch = steps_per_epoch(batches_per_epoch, config.TRAIN.ACCUMULATION_STEPS)
     schedule = build_scheduler(config, per_epoch, global_batch(config, world))
     fp16 = amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, world.device) is torch.float16
+    evaluator = eval_model(model, ema, config.TEST.WEIGHTS)
     return TrainState(
         model=model,
         runner=runner,
+        evaluator=evaluator,
+        eval_runner=compiled(evaluator, config),
         optimizer=build_optimizer(config, model, schedule.base_lr),
         schedule=schedule,
         statistics=statistics,
@@ -110,9 +119,9 @@ def distribute(runner, device):
     return DistributedDataParallel(runner, device_ids=ids, broadcast_buffers=False)
 
 
-def eval_model(state_or_model, ema, weights):
+def eval_model(model, ema, weights):
     """The module whose figures are reported: the EMA if there is one, unless `weights` says 'model'."""
-    return ema.module if ema is not None and weights != "model" else state_or_model
+    return ema.module if ema is not None and weights != "model" else model
 
 
 def to_payload(state, config, info, world, per_epoch):
