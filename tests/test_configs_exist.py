@@ -27,7 +27,9 @@ ORIGINAL = [
 IMAGENET = [f"configs/{name}_224_imagenet.yaml" for name in (
     "swin/swin_tiny_patch4_window7", "cait/cait_xxs12_16", "cait/cait_xxs24_16")]  # fmt: skip
 EXPERIMENTS = sorted(
-    path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "_base_"
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent.name not in ("_base_", "sweeps")
 )
 NATIVE = [name for name in EXPERIMENTS if re.search(r"_(32|64)_", name)]
 

@@ -1,0 +1,182 @@
+"""Grids of experiments: a YAML file that names a base configuration, axes and seeds, read into cells.
+
+base: ../vit/vit_tiny_4_32_cifar10.yaml      # relative to the grid; a list of files is an axis of its own
+name: kernels                                # of the sweep's folder; without it the name of the grid's file
+seeds: [0, 1, 2]
+axes:
+  MODEL.SHORTCUT.KERNELS: [[], [3], [3, 5]]  # a key and its values: cells kernels-none, kernels-3, kernels-3+5
+  position:                                  # named values, each changes any number of keys (or `base`)
+    pe: {MODEL.ARGS.POS_EMBED: true}
+    no-pe: {MODEL.ARGS.POS_EMBED: false}
+set: {TRAIN.EPOCHS: 100}                     # for all cells
+exclude: [[kernels-none, no-pe]]             # cells that have all of these labels
+"""
+
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import default_config
+from utils.config_values import as_yaml
+from utils.errors import ConfigError, listing, nearest
+from utils.yaml_lines import parse_value, read_leaves, shown_path
+
+SECTIONS = ("base", "name", "seeds", "axes", "set", "exclude")
+UNSAFE = re.compile(r"[^A-Za-z0-9_.+=-]+")  # what does not belong into a folder's name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid. `labels`: axis -> label; `values`: configuration key -> text as --opts takes it."""
+
+    base: Path
+    labels: dict
+    values: dict
+
+    @property
+    def name(self):
+        """The labels, joined: the name of the cell's folder."""
+        return UNSAFE.sub("-", "_".join(self.labels.values())) or self.base.stem
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`axes`: name -> {label: {key: text}}; cells in the order of the axes, the last one fastest."""
+
+    path: Path
+    name: str
+    axes: dict
+    seeds: tuple
+    cells: tuple
+
+
+def read_grid(path):
+    """The Grid of a YAML file. Raises ConfigError naming file, line and what is allowed; MissingError."""
+    path = Path(path)
+    sections = {name: {} for name in SECTIONS}
+    for key, leaf in read_leaves(path, "the grid").items():
+        section, _, rest = key.partition(".")
+        if section not in SECTIONS:
+            raise ConfigError(f"{key}: unknown ({leaf.origin}); allowed: {listing(SECTIONS)}{nearest(key, SECTIONS)}")
+        sections[section][rest] = leaf
+    axes = _axes(sections["axes"])
+    bases = _bases(sections["base"], axes, path)
+    if len(bases) > 1:
+        axes = {"base": {Path(base).stem: {"base": base} for base in bases}, **axes}
+    fixed = {key: option_text(leaf) for key, leaf in sections["set"].items() if key}
+    common = {**({"base": bases[0]} if bases else {}), **fixed}
+    cells = _without_excluded(_cells(axes, common, path), _value(sections["exclude"], []), axes, path)
+    name = UNSAFE.sub("-", str(_value(sections["name"], path.stem)))
+    return Grid(path, name, axes, _seeds(sections["seeds"]), cells)
+
+
+def option_text(leaf):
+    """The text that gives `leaf`'s value when it stands on the command line behind --opts KEY."""
+    if leaf.text is not None and parse_value(leaf.text, "").value == leaf.value:
+        return leaf.text
+    return as_yaml(leaf.value)
+
+
+def value_label(key, value):
+    """Readable label of one value of an axis over `key`: kernels-3+5, pos_embed-false, vit_tiny."""
+    if isinstance(value, str) and value:
+        return UNSAFE.sub("-", value)
+    shown = ("+".join(map(str, value)) or "none") if isinstance(value, list) else as_yaml(value).strip("'") or "none"
+    return UNSAFE.sub("-", f"{key.rpartition('.')[2].lower()}-{shown}")
+
+
+def _axes(leaves):
+    """{axis: {label: {key: text}}} of the leaves below `axes`."""
+    axes, sections = {}, default_config()
+    for key, leaf in leaves.items():
+        if not key:
+            continue
+        if key.partition(".")[0] in sections:
+            axes[key] = _list_axis(key, leaf)
+        else:
+            axis, label, inner = _named_value(key, leaf)
+            changes = axes.setdefault(axis, {}).setdefault(label, {})
+            if inner:
+                changes[inner] = option_text(leaf)
+    return axes
+
+
+def _list_axis(key, leaf):
+    if not isinstance(leaf.value, list) or not leaf.value:
+        raise ConfigError(f"axes.{key}: takes a list of values, such as [[], [3]] for kernels ({leaf.origin})")
+    texts = [as_yaml(value) for value in leaf.value]
+    values = {value_label(key, value): {key: text} for value, text in zip(leaf.value, texts, strict=True)}
+    if len(values) < len(texts):
+        raise ConfigError(f"axes.{key}: a value stands twice ({leaf.origin})")
+    return values
+
+
+def _named_value(key, leaf):
+    """(axis, label, configuration key or '') of `axis.label.KEY`; the key of an empty bundle is ''."""
+    axis, _, rest = key.partition(".")
+    label, _, inner = rest.partition(".")
+    bundle_is_empty = not inner and leaf.value == {}
+    if not label or not (inner or bundle_is_empty):
+        raise ConfigError(
+            f"axes.{key}: takes names with KEY: VALUE pairs below them; a key takes a list ({leaf.origin})"
+        )
+    if UNSAFE.search(label):
+        raise ConfigError(f"axes.{axis}: the name {label!r} has other characters than letters, digits, _ + = - .")
+    return axis, label, inner
+
+
+def _bases(leaves, axes, path):
+    """The names of the base files as written; none if every cell of an axis names its own."""
+    value = _value(leaves, None)
+    bases = value if isinstance(value, list) else [value] if value is not None else []
+    named_by_an_axis = any(all("base" in changes for changes in values.values()) for values in axes.values())
+    if not bases and not named_by_an_axis or not all(isinstance(base, str) and base for base in bases):
+        raise ConfigError(f"base: {shown_path(path)} names no configuration file")
+    return bases
+
+
+def _seeds(leaves):
+    seeds = _value(leaves, [0])
+    seeds = seeds if isinstance(seeds, list) else [seeds]
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds: {seeds} ({leaves[''].origin}) - allowed: different whole numbers from 0 on")
+    return tuple(seeds)
+
+
+def _cells(axes, common, path):
+    cells = []
+    for combination in itertools.product(*(values.items() for values in axes.values())):
+        labels = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
+        values = dict(common)
+        for _, changes in combination:
+            values |= changes
+        base = path.parent / values.pop("base")
+        cells.append(Cell(base, labels, values))
+    return cells
+
+
+def _without_excluded(cells, rules, axes, path):
+    known = [label for values in axes.values() for label in values]
+    for rule in rules:
+        for label in rule if isinstance(rule, list) else [rule]:
+            if label not in known:
+                raise ConfigError(f"exclude: no value is called {label!r}{nearest(label, known)}: {listing(known)}")
+    sets = [set(rule) if isinstance(rule, list) else {rule} for rule in rules]
+    kept = tuple(cell for cell in cells if not any(rule <= set(cell.labels.values()) for rule in sets))
+    if not kept:
+        raise ConfigError(f"exclude: leaves no cell of {shown_path(path)}")
+    names = [cell.name for cell in kept]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"axes: two cells of {shown_path(path)} are called {name}; give their values other names")
+    return kept
+
+
+def _value(leaves, default):
+    """The one value of a section without keys below it."""
+    if any(leaves) or not leaves:
+        for key, leaf in leaves.items():
+            raise ConfigError(f"{key}: takes a value or a list, not further keys ({leaf.origin})")
+        return default
+    return leaves[""].value
