@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,12 +14,15 @@ import yaml
 from config import difference, load_config, to_plain
 from tests import launch, tiny
 from tests.launch import ROOT
+from tests.test_sweep_jobs import wait_for
 from tools import sweep, sweep_jobs
-from tools.grid import read_grid
-from tools.sweep_jobs import Job, LocalJobs, run_jobs
+from tools.grid import option_text, read_grid
+from tools.sweep_jobs import LocalJobs
 from tools.sweep_plan import parameters, plan
 from utils import cli
+from utils.config_values import as_yaml
 from utils.errors import ConfigError
+from utils.yaml_lines import parse_value, read_leaves
 
 GRIDS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 PUBLISHED = yaml.safe_load((ROOT / "tools/published_results.yaml").read_text())
@@ -64,6 +65,7 @@ class ForkedJobs(LocalJobs):
 @pytest.fixture
 def forked(monkeypatch):
     monkeypatch.setattr(sweep_jobs, "LocalJobs", ForkedJobs)
+    monkeypatch.setattr(sweep_jobs, "POLL", 0.02)
 
 
 # grids
@@ -98,6 +100,14 @@ def test_the_command_gives_the_planned_configuration(tmp_path):
         config, _ = load_config(args.cfg, args.opts, cli.flag_overrides(args))
         assert difference(to_plain(config), to_plain(run.config)) == []
         assert (3, str(tmp_path), "no") == (config.TRAIN.EPOCHS, config.DATA.DATA_PATH, config.DATA.CACHE_MODE)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "007", "no", "a b", "[3]", "#x", None, True, 5e-4, [3, 5], ["a, b", ""]], ids=repr
+)
+def test_values_come_through_the_command_line(value, tmp_path):
+    (tmp_path / "a.yaml").write_text(f"KEY: {as_yaml(value)}\n")
+    assert parse_value(option_text(read_leaves(tmp_path / "a.yaml")["KEY"]), "").value == value
 
 
 @pytest.mark.parametrize(
@@ -188,117 +198,6 @@ def test_the_grids_for_cpus_share_a_cell():
     assert read_grid(ROOT / "configs/sweeps/cpu_families.yaml").name == "cpu"
 
 
-# jobs
-
-
-def shell_jobs(folder, **scripts):
-    return [Job(name, ["/bin/sh", "-c", script], folder / f"{name}.txt") for name, script in scripts.items()]
-
-
-def run_shell(jobs, executor=None, **options):
-    seen = []
-    stopped = run_jobs(
-        jobs,
-        executor or LocalJobs([{}]),
-        on_start=lambda job: seen.append(("start", job.name)),
-        on_end=lambda job: seen.append(("end", job.name)),
-        pause=0.0,
-        **options,
-    )
-    return stopped, seen
-
-
-@pytest.fixture(autouse=True)
-def quick_looks(monkeypatch):
-    monkeypatch.setattr(sweep_jobs, "POLL", 0.02)
-
-
-def test_a_failure_does_not_stop_the_others(tmp_path):
-    jobs = shell_jobs(
-        tmp_path, bad="echo 'error[data] no images' >&2; echo end; exit 65", worse="kill -9 $$", good="true"
-    )
-    stopped, seen = run_shell(jobs)
-    assert stopped is None
-    assert [job.code for job in jobs] == [65, -9, 0]
-    assert [job.attempts for job in jobs] == [1, 3, 1]
-    assert [job.reason for job in jobs] == ["exit code 65: error[data] no images", "killed by SIGKILL", ""]
-    assert Counter(name for what, name in seen if what == "end") == {"bad": 1, "worse": 1, "good": 1}
-
-
-@pytest.mark.parametrize("code", [69, 74, 75, 77])
-def test_codes_that_promise_something_are_tried_again(tmp_path, code):
-    (job,) = shell_jobs(
-        tmp_path, job=f"echo x >> {tmp_path}/tries; test $(wc -l < {tmp_path}/tries) = 2 || exit {code}"
-    )
-    assert run_shell([job])[1] == [("start", "job"), ("start", "job"), ("end", "job")]
-    assert (job.code, job.attempts) == (0, 2)
-
-
-def test_jobs_share_the_places(tmp_path):
-    script = f"echo $PLACE >> {tmp_path}/places; sleep 0.2"
-    start = time.monotonic()
-    run_shell(shell_jobs(tmp_path, a=script, b=script, c=script, d=script), LocalJobs([{"PLACE": "0"}, {"PLACE": "1"}]))
-    assert 0.4 < time.monotonic() - start < 0.8 + 4
-    assert Counter((tmp_path / "places").read_text().split()) == {"0": 2, "1": 2}
-
-
-def test_a_signal_lets_the_running_job_save_and_starts_no_other(tmp_path):
-    saving = f"trap 'echo saved; exit 75' USR1; touch {tmp_path}/ready; while true; do sleep 0.05; done"
-    jobs = shell_jobs(tmp_path, first=saving, second="true")
-
-    def interrupt():
-        wait_for(tmp_path / "ready")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    stopped, seen = run_shell(jobs)
-    assert (stopped, seen) == ("SIGTERM", [("start", "first"), ("end", "first")])
-    assert (jobs[0].code, jobs[1].attempts) == (75, 0)
-    assert jobs[0].log.read_text() == "saved\n"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
-def test_killing_the_sweep_stops_its_jobs(tmp_path):
-    saving = f"trap 'touch {tmp_path}/saved; exit 75' USR1; touch {tmp_path}/ready; while true; do sleep 0.05; done"
-    parent = os.fork()
-    if not parent:
-        run_shell(shell_jobs(tmp_path, job=saving))
-        os._exit(0)
-    wait_for(tmp_path / "ready")
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
-    wait_for(tmp_path / "saved")
-
-
-def wait_for(path, seconds=60, size=0):
-    end = time.monotonic() + seconds
-    while not (path.exists() and path.stat().st_size >= size):
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.02)
-
-
-def test_cores_are_divided_among_runs_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(sweep, "cores", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    options = sweep.build_parser().parse_args(["g.yaml", "--jobs", "3"])
-    assert sweep.slots(options) == [{"OMP_NUM_THREADS": "2"}] * 3
-    options = sweep.build_parser().parse_args(["g.yaml", "--gpus", "0,3", "--jobs", "3"])
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in sweep.slots(options)] == ["0", "3", "0"]
-
-
-@pytest.mark.parametrize("cluster", ["local", "debug"])
-def test_jobs_through_submitit(tmp_path, cluster, monkeypatch):
-    from tools.slurm import SlurmJobs
-
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    jobs = shell_jobs(tmp_path, good="echo here", bad="echo 'error[data] broken'; exit 65")
-    run_shell(jobs, SlurmJobs(tmp_path / "slurm", {"cluster": cluster, "timeout_min": "1"}))
-    assert [(job.code, job.reason) for job in jobs] == [(0, ""), (65, "exit code 65: error[data] broken")]
-    assert jobs[0].log.read_text() == "here\n"
-    with pytest.raises(ConfigError, match="--slurm: .*partitoin"):
-        SlurmJobs(tmp_path / "slurm", {"cluster": cluster, "partitoin": "x"})
-
-
 # the whole sweep
 
 
@@ -330,7 +229,7 @@ def test_only_what_is_missing_is_run(tmp_path, forked, capsys):
 
 
 def test_a_stopped_sweep_continues_bit_for_bit(tmp_path, forked, capsys):
-    changes = {"TRAIN__EPOCHS": 20, "DATA__DATASET": "fake:train=38,val=4,classes=4"}
+    changes = {"TRAIN__EPOCHS": 12, "DATA__DATASET": "fake:train=38,val=4,classes=4"}
     path = write_grid(tmp_path, "axes:\n  MODEL.SHORTCUT.KERNELS: [[3]]\n", **changes)
     rows = tmp_path / "stopped/grid/kernels-3/seed0/metrics.jsonl"
 
@@ -340,7 +239,7 @@ def test_a_stopped_sweep_continues_bit_for_bit(tmp_path, forked, capsys):
 
     threading.Thread(target=interrupt, daemon=True).start()
     assert sweep.main([str(path), "--output", str(tmp_path / "stopped")]) == 130
-    assert 0 < len(rows.read_text().splitlines()) < 20
+    assert 0 < len(rows.read_text().splitlines()) < 12
     assert "stopped by SIGINT: 0 of 1 runs finished" in capsys.readouterr().out
     assert sweep.main([str(path), "--output", str(tmp_path / "stopped")]) == 0
     assert sweep.main([str(path), "--output", str(tmp_path / "whole")]) == 0
