@@ -15,7 +15,7 @@ from utils.config_values import as_yaml, convert, free_value
 from utils.errors import ConfigError
 from utils.yaml_lines import Leaf, parse_value, read_leaves, shown_path
 
-__all__ = ["check", "default_config", "difference", "dump_with_origins", "load_config", "to_plain"]
+__all__ = ["check", "completed", "default_config", "difference", "dump_with_origins", "load_config", "to_plain"]
 
 _C = CN()
 _C.OUTPUT = "output"  # run folders are OUTPUT/MODEL.NAME/TAG
@@ -46,6 +46,7 @@ _C.MODEL.SHORTCUT.SPAN = 1  # consecutive blocks that one shortcut bypasses; sta
 _C.MODEL.SHORTCUT.IDENTITY = False  # add the block's input itself (table 2, "shortcut")
 _C.MODEL.SHORTCUT.TIED = False  # SPAN blocks share one module's weights, each bypassed on its own
 _C.MODEL.SHORTCUT.LEARNED_SCALE = False  # a learned factor per shortcut, 1 at the start
+_C.MODEL.SHORTCUT.IMPL = "auto"  # torch (plain modules), triton (one GPU operator) or auto (triton on NVIDIA GPUs)
 
 _C.DATA = CN()
 _C.DATA.DATASET = "digits"  # digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake
@@ -61,6 +62,10 @@ _C.DATA.VAL_SPLIT = 0.0  # fraction of the training set held out to choose the e
 _C.DATA.BAD_IMAGES = "error"  # an unreadable training image: error, or skip (counted and logged)
 _C.DATA.WORKER_TIMEOUT = 300.0  # seconds without a batch until a loader counts as hung; 0: wait for ever
 _C.DATA.DOWNLOAD = True  # fetch cifar10 and cifar100 if they are absent
+_C.DATA.PIPELINE = "auto"  # augment on the cpu (PIL), the device, or auto: the device on CUDA where the recipe allows
+_C.DATA.DEVICE_BUDGET = 8.0  # GB of pixels that may lie on the device; with more, workers decode and crop
+_C.DATA.AUGMENT_IMPL = "auto"  # of the device pipeline: torch, triton, or auto (triton where it runs)
+_C.DATA.PIXEL_CACHE = ""  # folder for images decoded once for the device; empty: .datasets/pixels
 _C.DATA.MEAN = []  # of the channels, for normalisation; []: the dataset's own
 _C.DATA.STD = []  # likewise
 
@@ -223,6 +228,18 @@ def _flat(plain, prefix=""):
     for key, value in plain.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def completed(plain):
+    """A stored configuration with the defaults of keys that did not exist when it was stored."""
+    return _merged(to_plain(_C), plain)
+
+
+def _merged(base, changes):
+    both = dict(base)
+    for key, value in changes.items():
+        both[key] = _merged(base[key], value) if isinstance(base.get(key), dict) else value
+    return both
 
 
 def difference(plain_a, plain_b):

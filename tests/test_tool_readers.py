@@ -9,9 +9,11 @@ from config import difference
 from engine import evaluate
 from tests import tiny
 from tests.launch import run
+from tests.trained import config_of, untrained_checkpoint
 from tools.command import need
 from tools.loaded import load_model
 from tools.runs import find_runs, flat, read_origins, read_run
+from utils import checkpoint
 from utils.errors import DataError, MismatchError, MissingError, UnavailableError
 
 
@@ -98,3 +100,20 @@ def test_weights_without_a_configuration_are_refused(tmp_path):
 def test_a_missing_package_is_named():
     with pytest.raises(UnavailableError, match=r"drawing needs the package no_such_package \(no_such_package is miss"):
         need("no_such_package.part", "drawing")
+
+
+def test_a_checkpoint_trained_with_gpu_operators_runs_anywhere(tmp_path):
+    config = config_of("vit_tiny", 8, patch_size=4, dim=16, depth=1, heads=2)
+    config.MODEL.SHORTCUT.IMPL = "triton"
+    loaded = load_model(untrained_checkpoint(tmp_path / "x.pth", config=config), device="cpu")
+    assert loaded.config.MODEL.SHORTCUT.IMPL == "auto"
+    assert loaded.model(torch.zeros(1, 3, 8, 8)).shape == (1, 5)
+
+
+def test_pretrained_weights_are_not_fetched_for_a_checkpoint(tmp_path):
+    config = config_of("timm/vit_tiny_patch16_224", 16, patch_size=4, embed_dim=24, depth=1, pretrained=False)
+    path = untrained_checkpoint(tmp_path / "x.pth", config=config)
+    payload = checkpoint.load(path)
+    payload["config"]["MODEL"]["ARGS"]["PRETRAINED"] = True
+    checkpoint.save(path, payload, 0)
+    assert load_model(path, device="cpu").config.MODEL.ARGS.PRETRAINED is False

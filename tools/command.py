@@ -48,3 +48,10 @@ def need(module, purpose, package=None):
         raise UnavailableError(
             f"{purpose} needs the package {name} ({error.name} is missing): pip install -r requirements-tools.txt"
         ) from None
+
+
+def positive(text):
+    """argparse type: a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)

@@ -6,41 +6,67 @@ Same recipe and seeds for both; prints a table of what was measured and draws th
 second call only prints the table again.
 """
 
-import argparse
+import statistics
 import sys
 from pathlib import Path
 
-import main
-from tools.curves import draw, read_run, table
+import main as training
+from tools.command import EXITS, exit_code, parser
+from tools.draw_curves import curves_figure
+from tools.figures import save
+from tools.groups import RunGroup
+from tools.runs import read_run
 
 MODELS = {"ViT": "configs/demo/digits_plain.yaml", "ViT + 3x3 shortcut": "configs/demo/digits_shortcut.yaml"}
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def train(config, seed, output):
-    """Train (or find finished) one run; returns its summary and metrics. Exits with the run's code if it fails."""
+    """Train (or find finished) one run; returns its RunRecord. Exits with the run's code if it fails."""
     tag = f"seed{seed}"
-    code = main.main(["--cfg", str(ROOT / config), "--seed", str(seed), "--tag", tag, "--output", str(output)])
+    code = training.main(["--cfg", str(ROOT / config), "--seed", str(seed), "--tag", tag, "--output", str(output)])
     if code:
         sys.exit(code)
     return read_run(output / Path(config).stem / tag)
 
 
-def demo(argv=None):
+def table(groups):
+    """The Markdown table of finished groups of runs: the last epoch, which nothing was chosen by."""
+    lines = ["| model | test accuracy, mean ± std (n) | correct/total | params | time |", "|---|---|---|---|---|"]
+    for group in groups:
+        summaries = [run.summary for run in group.runs]
+        scores = [summary["final"]["accuracy"] for summary in summaries]
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+        correct, total = (sum(summary["final"][key] for summary in summaries) for key in ("correct", "total"))
+        seconds = statistics.mean(summary["seconds"] for summary in summaries)
+        lines.append(
+            f"| {group.name} | {statistics.mean(scores):.2f}{spread} % ({len(scores)}) | {correct}/{total} | "
+            f"{summaries[0]['params']:,} | {seconds:.0f} s a run |"
+        )
+    return "\n".join(lines)
+
+
+def run(argv):
     """The whole comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR")
-    options = parser.parse_args(argv)
+    top = parser("demo", __doc__, EXITS)
+    top.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    top.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR")
+    options = top.parse_args(argv)
     runs = {name: [] for name in MODELS}
     for seed in options.seeds:
         for name, config in MODELS.items():
             runs[name].append(train(config, seed, options.output))
-    text = table(runs)
+    groups = [RunGroup(name, tuple(records)) for name, records in runs.items()]
+    text = table(groups)
     (options.output / "table.md").write_text(text + "\n")
-    draw(runs, options.output / "curves.png", "accuracy on 360 test digits, %")
+    save(curves_figure(groups, ["accuracy"]), options.output / "curves.png")
     print(f"\n{text}\n\ncurves: {options.output / 'curves.png'}")
 
 
+def main(argv=None):
+    """The command; returns the exit code."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    demo()
+    sys.exit(main())

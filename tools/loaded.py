@@ -11,6 +11,7 @@ from config import default_config
 from data.transforms import EvalTransform, as_size
 from models.build import build_model
 from models.pretrained import load_exact
+from tools.runs import read_run
 from utils import checkpoint
 from utils.distributed import choose_device
 from utils.errors import MismatchError
@@ -56,6 +57,10 @@ def load_model(path, device="auto", weights=None):
         raise MismatchError(f"{path}: not a checkpoint of a run (it has no configuration); tools.convert reads others")
     config = default_config()
     merge(config, payload["config"])
+    config.MODEL.SHORTCUT.IMPL = "auto"  # the weights are the same: any device will do
+    for key in config.MODEL.ARGS:
+        if key.upper() == "PRETRAINED":
+            config.MODEL.ARGS[key] = False  # the weights come from this file: nothing to download
     config.freeze()
     facts = payload["data"]
     model = build_model(config, len(facts["classes"]), len(facts["mean"]))
@@ -79,6 +84,11 @@ def load_model(path, device="auto", weights=None):
         device=device,
         epochs=len(payload.get("progress", {}).get("history", [])),
     )
+
+
+def checkpoint_of(path):
+    """A checkpoint file, or best.pth of a run folder. Raises MissingError."""
+    return read_run(path).checkpoint() if Path(path).is_dir() else Path(path)
 
 
 def merge(config, plain):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from config import default_config, to_plain
+from config import completed
 from utils.errors import DataError, MissingError
 from utils.run_folder import CHECKPOINTS
 
@@ -67,8 +67,7 @@ def read_run(folder):
     if not (folder / "config.yaml").is_file():
         raise MissingError(f"{folder}: not a run folder (no config.yaml)")
     try:
-        config = to_plain(default_config())
-        _merge(config, yaml.safe_load((folder / "config.yaml").read_text()))
+        config = completed(yaml.safe_load((folder / "config.yaml").read_text()))
         metrics = folder / "metrics.jsonl"
         rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
         parts = {name: _read_json(folder / f"{name}.json") for name in ("summary", "environment", "exit")}
@@ -118,11 +117,3 @@ def read_origins(text):
 
 def _read_json(path):
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _merge(into, values):
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value

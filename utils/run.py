@@ -173,7 +173,8 @@ class Run:
     def finish_epoch(self, epoch, loss, rate, result):
         """Record a validated epoch: metrics, checkpoints, one line."""
         progress = self.state.progress
-        seconds = time.perf_counter() - self.clock
+        self._count_time()
+        seconds = progress.seconds - sum(row["seconds"] for row in progress.history)  # of all starts of this epoch
         row = {
             "epoch": epoch,
             "step": progress.step,

@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from config import difference, to_plain
+from config import completed, difference, to_plain
 from engine import LossModel, Progress, StepSettings, TrainState, steps_per_epoch
 from lr_scheduler import build_scheduler
 from models.pretrained import load_exact
@@ -27,14 +27,17 @@ FREE_KEYS = (
     "COMPILE_MODE",
     "DATA.CACHE_MODE",
     "DATA.DATA_PATH",
+    "DATA.DEVICE_BUDGET",
     "DATA.DOWNLOAD",
     "DATA.NUM_WORKERS",
     "DATA.PIN_MEMORY",
+    "DATA.PIXEL_CACHE",
     "DATA.WORKER_TIMEOUT",
     "DEVICE",
     "DIST_TIMEOUT",
     "MODEL.NAME",
     "MODEL.RESUME",
+    "MODEL.SHORTCUT.IMPL",
     "OUTPUT",
     "PRINT_FREQ",
     "SAVE.EPOCHS",
@@ -164,7 +167,8 @@ def rescale_position(progress, old_per_epoch, new_per_epoch, path):
 
 def check_same_run(config, world, payload, path):
     """Raise MismatchError listing the keys in which a checkpoint's configuration differs from `config`."""
-    changes = [entry for entry in difference(payload["config"], to_plain(config)) if entry[0] not in FREE_KEYS]
+    stored = completed(payload["config"])
+    changes = [entry for entry in difference(stored, to_plain(config)) if entry[0] not in FREE_KEYS]
     if payload["world_size"] != world.size:
         changes.append(("processes", payload["world_size"], world.size))
     if changes and not config.TRAIN.ALLOW_CHANGES:

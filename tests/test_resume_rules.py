@@ -1,0 +1,45 @@
+"""What a resumed run may and may not differ in, and how long its epochs took."""
+
+import json
+
+import pytest
+import torch
+
+from config import completed, load_config, to_plain
+from tests.launch import run
+from tests.tiny import arguments, write_config
+from utils.distributed import World
+from utils.errors import MismatchError
+from utils.training_state import check_same_run
+
+WORLD = World(torch.device("cpu"))
+
+
+def stored(config, **changes):
+    """A checkpoint's payload as far as the rules read it."""
+    plain = to_plain(config)
+    plain["TRAIN"] |= changes
+    return {"config": plain, "world_size": 1}
+
+
+def test_a_key_that_did_not_exist_yet_counts_as_its_default(tmp_path):
+    config, _ = load_config(write_config(tmp_path))
+    payload = stored(config)
+    del payload["config"]["AMP"]["TF32"], payload["config"]["DATA"]["PIPELINE"]
+    assert completed(payload["config"]) == to_plain(config)
+    assert check_same_run(config, WORLD, payload, "last.pth") == []
+
+
+def test_a_key_that_no_longer_exists_and_one_that_changed_are_named(tmp_path):
+    config, _ = load_config(write_config(tmp_path))
+    with pytest.raises(MismatchError, match=r"TRAIN.EPOCHS 3 -> 2, TRAIN.GONE 1 -> None"):
+        check_same_run(config, WORLD, stored(config, GONE=1, EPOCHS=3), "last.pth")
+
+
+def test_an_epochs_seconds_include_those_before_a_checkpoint_inside_it(tmp_path):
+    config = write_config(tmp_path, SAVE__STEPS=1)
+    assert run(arguments(config, tmp_path), tmp_path)[0].code == 0
+    folder = tmp_path / "tiny" / "default"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    whole = json.loads((folder / "summary.json").read_text())["seconds"]
+    assert sum(row["seconds"] for row in rows) == pytest.approx(whole, rel=0.2)

@@ -1,0 +1,59 @@
+"""Result files that are whole or as they were before."""
+
+import os
+import sys
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from utils.errors import ConfigError, MissingError, StorageError
+
+
+def result_path(path, endings=()):
+    """`path` as a Path that can be written. Raises MissingError without its folder, ConfigError for another ending."""
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"--output {path}: is a folder, name a file")
+    if endings and path.suffix not in endings:
+        raise ConfigError(f"--output {path}: must end in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise MissingError(f"{path.parent}: no such folder for the result")
+    return path
+
+
+def write_whole(path, write, check=None):
+    """Call write(temporary), then check(temporary), then rename to `path`; whatever fails leaves `path` as it was.
+
+    The temporary file lies beside `path` and has its ending. Raises StorageError if writing fails, and what `check`
+    raises.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        try:
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a failed write as RuntimeError
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise StorageError(f"{path}: could not be written ({reason})") from error
+        if check:
+            check(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Replace a text file as a whole (UTF-8; bytes of file names that are no UTF-8 are kept). Raises StorageError."""
+    write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "surrogateescape")))
+
+
+def deliver(text, output):
+    """Text to the file `output`, or to stdout if that is None; characters that stdout does not know are escaped."""
+    if output:
+        write_text(output, text)
+    else:
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()

@@ -1,0 +1,151 @@
+"""Pictures of finished and running runs and of their checkpoints, as PNG, SVG or PDF."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tools.command import EXITS, exit_code, parser
+from tools.draw_curves import AXES, WHAT, curves_figure
+from tools.figures import check_path, save
+
+EXAMPLES = """\
+examples:
+  # runs of one configuration are one line: the mean of its seeds, with a band of one standard deviation
+  python -m tools.plot curves output/vit_tiny output/cait_xxs12
+  # names of your own, accuracy alone, over time
+  python -m tools.plot curves "ViT=output/a/seed0,output/a/seed1" "ours=output/b" --what accuracy --x time
+  # which classes are taken for which, on the images that the run was validated on
+  python -m tools.plot confusion output/vit_tiny/seed0 --data-path DIR --output confusion.svg
+  # the images with the highest loss, and the errors that the model is surest of
+  python -m tools.plot errors output/vit_tiny/seed0/checkpoints/last.pth --data-path DIR
+  # what MODEL.SHORTCUT.LEARNED_SCALE learned in each block
+  python -m tools.plot scales output/scaled/seed0 output/scaled/seed1
+
+"""
+
+
+def curves(options):
+    """Loss, accuracy and learning rate of several runs in one picture."""
+    from tools.groups import parse_groups
+
+    groups = parse_groups(options.runs)
+    for remark in [line for group in groups for line in group.remarks()]:
+        print(f"note: {remark}", file=sys.stderr)
+    return curves_figure(groups, options.what, options.x)
+
+
+def confusion(options):
+    """The confusion matrix; prints the most frequent confusions."""
+    from tools.draw_checkpoints import confusion_figure, most_confused, score
+
+    predictions = predict(options)
+    print(f"{predictions.path}: {score(predictions)}")
+    names = predictions.class_names
+    for true, said, times, total in most_confused(predictions):
+        print(f"{times:6d} of {total} {names[true]!r} taken for {names[said]!r}")
+    return confusion_figure(predictions)
+
+
+def errors(options):
+    """The worst errors as image grids; prints which files they are."""
+    from tools.draw_checkpoints import caption, error_sets, errors_figure, score
+
+    predictions = predict(options)
+    print(f"{predictions.path}: {score(predictions)}")
+    for title, positions in error_sets(predictions, options.count).items():
+        print(f"{title}:")
+        for position in positions.tolist():
+            name = predictions.images.name(int(predictions.indices[position]))
+            said = caption(predictions, position).replace("\n", ", ")
+            print(f"  {name}: loss {predictions.losses[position]:.3f}, {said}")
+    return errors_figure(predictions, options.count)
+
+
+def scales(options):
+    """Learned factors of the shortcuts over the depth; prints them."""
+    from tools.draw_checkpoints import learned_scales, scale_remarks, scales_figure
+    from tools.loaded import load_model
+
+    loaded = [load_model(checkpoint_of(path), device="cpu") for path in options.checkpoints]
+    models = [(one.name, learned_scales(one.model)) for one in loaded]
+    for name, values in models:
+        print(f"{name}: {' '.join(f'{value:.3f}' for value in values) or 'no learned scales'}")
+    for line in scale_remarks(models):
+        print(f"note: {line}", file=sys.stderr)
+    return scales_figure(models)
+
+
+def predict(options):
+    """The Predictions that the options of a subcommand ask for."""
+    from tools.predictions import predict_checkpoint
+
+    return predict_checkpoint(
+        checkpoint_of(options.checkpoint),
+        options.data_path,
+        part=options.part,
+        device=options.device,
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
+
+
+def checkpoint_of(path):
+    """A checkpoint file, or best.pth of a run folder. Raises MissingError."""
+    from tools.runs import read_run
+
+    return read_run(path).checkpoint() if Path(path).is_dir() else Path(path)
+
+
+def positive(text):
+    """argparse type: a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def build_parser():
+    """The parser of the four subcommands."""
+    top = parser("plot", __doc__, EXAMPLES + EXITS)
+    kinds = top.add_subparsers(dest="kind", required=True, metavar="curves|confusion|errors|scales")
+
+    def kind(function):
+        name, text = function.__name__, function.__doc__
+        sub = kinds.add_parser(name, help=text, description=text, allow_abbrev=False, epilog="See also: plot --help")
+        sub.set_defaults(function=function)
+        sub.add_argument("--output", default=f"{name}.png", metavar="FILE", help=".png, .svg or .pdf (%(default)s)")
+        return sub
+
+    sub = kind(curves)
+    sub.add_argument("runs", nargs="+", metavar="FOLDER|NAME=FOLDER,...", help="run folders, or folders of run folders")
+    sub.add_argument("--x", choices=AXES, default="epoch", help="horizontal axis (%(default)s)")
+    sub.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT),
+                     help="panels (all)")  # fmt: skip
+    for function in (confusion, errors):
+        sub = kind(function)
+        sub.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder (its best.pth)")
+        sub.add_argument("--data-path", metavar="DIR", help="folder of the dataset (as in the run)")
+        sub.add_argument("--part", choices=("val", "test"), default="val", help="test: only with DATA.VAL_SPLIT")
+        sub.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps, ... (%(default)s)")
+        sub.add_argument("--batch-size", type=positive, metavar="N", help="images at once (as in the run)")
+        sub.add_argument("--workers", type=int, metavar="N", help="loader processes (as in the run)")
+    sub.add_argument("--count", type=positive, default=10, metavar="N", help="images per grid (%(default)s)")
+    sub = kind(scales)
+    sub.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=".pth files or run folders (their best.pth)")
+    return top
+
+
+def run(argv):
+    """Draw what the command line asks for and say where it is."""
+    options = build_parser().parse_args(argv)
+    path = check_path(options.output)
+    save(options.function(options), path)
+    print(f"picture: {path}")
+
+
+def main(argv=None):
+    """The command; returns the exit code."""
+    return exit_code(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
