@@ -1,6 +1,7 @@
 """tools.convert, from the original names to the recorded logits; DeiT and timm ViT against timm itself."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -196,7 +197,7 @@ def test_a_failed_write_leaves_the_old_file(deit_file, tmp_path, monkeypatch, ca
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert convert.main([str(deit_file), "--output", str(result)]) == 74
     assert "No space left on device" in capsys.readouterr().err
     assert result.read_text() == "old"

@@ -11,20 +11,20 @@ changed. The result is for
     main.py --pretrained RESULT                                --pretrained FILE works without converting, too
 """
 
-import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 import models
 from models import convert
 from models.pretrained import adapt, find_weights, strip_prefixes
 from models.sources import SOURCES
-from utils.errors import ConfigError, MismatchError, MissingError, RunError, StorageError, listing
+from tools.command import exit_code, parser
+from tools.files import write_whole
+from utils.errors import ConfigError, MismatchError, MissingError, listing
 from utils.safe_load import read_tensors
 
 EXITS = """\
@@ -36,30 +36,16 @@ there, 74 the result could not be written, 78 FILE belongs to no model that we h
 def parse(argv):
     """The options; wrong ones raise ConfigError."""
     known = f"recognised code bases: {listing([source.name for source in SOURCES], most=len(SOURCES))}"
-    parser = Parser(
-        prog="python -m tools.convert",
-        description=__doc__,
-        epilog=f"{known}\n\n{EXITS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors")
-    parser.add_argument("--to", choices=("safetensors", "pth"), help="format (default: that of PATH, else pth)")
-    parser.add_argument("--output", type=Path, metavar="PATH", help="default: FILE's name with _converted, beside FILE")
-    parser.add_argument(
+    options = parser("convert", __doc__, f"{known}\n\n{EXITS}")
+    options.add_argument("file", type=Path, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors")
+    options.add_argument("--to", choices=("safetensors", "pth"), help="format (default: that of PATH, else pth)")
+    options.add_argument("--output", type=Path, metavar="PATH", help="default: beside FILE, with _converted")
+    options.add_argument(
         "--no-strict",
         action="store_true",
         help="write also if tensors have no place in the model or are missing (they are listed)",
     )
-    return parser.parse_args(argv)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are our one-line errors."""
-
-    def error(self, message):
-        """Raise ConfigError instead of printing the usage."""
-        raise ConfigError(f"{message} (see --help)")
+    return options.parse_args(argv)
 
 
 def destination(options):
@@ -111,19 +97,11 @@ def write(state, path, kind, variant, kwargs):
     A .safetensors file has variant and kwargs (JSON) in its metadata.
     """
     state = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        if kind == "safetensors":
-            save_file(state, temporary, {"variant": variant, "kwargs": json.dumps(kwargs)})
-        else:
-            torch.save(state, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise StorageError(f"{path}: could not be written ({reason})") from error
+    if kind == "safetensors":
+        metadata = {"variant": variant, "kwargs": json.dumps(kwargs)}
+        write_whole(path, lambda temporary: temporary.write_bytes(save(state, metadata)))
+    else:
+        write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
 def run(argv):
@@ -138,13 +116,8 @@ def run(argv):
 
 
 def main(argv=None):
-    """Run and return the exit code; a RunError becomes one line."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except RunError as error:
-        print(error.line(), file=sys.stderr)
-        return error.exit_code
-    return 0
+    """Run and return the exit code."""
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":
