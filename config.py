@@ -122,6 +122,7 @@ _C.TRAIN.EMA.WARMUP = False  # let the decay rise to DECAY at the start
 _C.AMP = CN()
 _C.AMP.ENABLE = True  # mixed precision
 _C.AMP.TF32 = True  # on CUDA, products of what stays float32 may round their inputs to 10 bits (TensorFloat-32)
+_C.AMP.RESIDUAL = "float32"  # tokens between the blocks; bfloat16: half the traffic, each sum rounded to 8 bits
 _C.AMP.DTYPE = "auto"  # auto (bfloat16 where the device has it), bfloat16, float16 (with loss scaling) or float32
 
 _C.SAVE = CN()

@@ -180,7 +180,7 @@ def refuse(state, settings, mixing, world, step, group):
     before = state.statistics.snapshot()
     names, plain = [], LossModel(state.model, mixing.criterion)
     for micro, batch in enumerate(group):
-        if not torch.isfinite(batch[0]).all():
+        if isinstance(batch[0], torch.Tensor) and not torch.isfinite(batch[0]).all():
             names.append("input images")
         names.append(
             first_bad_module(
@@ -212,7 +212,7 @@ def train_one_epoch(state, loader, mixing, epoch, *, settings, world, log, wishe
         state, settings, world, log, epochs, lambda step, group: refuse(state, settings, mixing, world, step, group)
     )
     first = progress.step - epoch * per_epoch
-    batches = loader.epoch(epoch, start=first * settings.accumulation)
+    batches = loader.to_mix(epoch, start=first * settings.accumulation)
     for position in range(first, per_epoch):
         size = min(settings.accumulation, loader.batches_per_epoch - position * settings.accumulation)
         group = [next_batch(batches) for _ in range(size)]

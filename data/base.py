@@ -16,7 +16,8 @@ class DatasetInfo:
 
     Without DATA.MEAN and DATA.STD they are the dataset's own where known (CIFAR, digits) and ImageNet's otherwise
     (imagenet, tiny-imagenet, imagefolder, fake). The published code does the same.
-    `test_size` is 0 unless part of the training set is held out for validation.
+    `test_size` is 0 unless part of the training set is held out for validation. `pipeline` is the data path that a run
+    takes, 'cpu' or 'device'.
     """
 
     name: str
@@ -28,6 +29,7 @@ class DatasetInfo:
     train_size: int = 0
     val_size: int = 0
     test_size: int = 0
+    pipeline: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import torch
 
 from data.base import DatasetInfo, Subset
 from data.datasets import Request, create, nothing
+from data.device.build import GB, DeviceLoaders
+from data.device.recipe import Unsupported
 from data.loaders import EvalLoader, TrainLoader
 from data.mixing import Mixing
 from data.samplers import TrainBatches, stratified_split
@@ -15,6 +17,7 @@ from data.transforms import EvalTransform, TrainTransform, as_size, check_choice
 from data.zip_folder import check_range
 from utils.errors import ConfigError, DataError
 
+PIPELINES = ("auto", "cpu", "device")
 MOST_WORKERS = 8  # per process, for DATA.NUM_WORKERS -1
 
 
@@ -57,18 +60,93 @@ def build_data(config, rank=0, world_size=1, device="cpu", log=print, train=True
         "pin_memory": config.DATA.PIN_MEMORY and torch.device(device).type == "cuda",
         "log": log,
     }
-    loaders = {"train": None, "test": None}
-    if train:
-        sampler = TrainBatches(len(parts["train"]), config.DATA.BATCH_SIZE, rank, world_size, config.SEED)
-        samples = TrainSamples(parts["train"], train_transform, config.SEED, config.DATA.BAD_IMAGES == "skip")
-        parts["train"].prepare()
-        loaders["train"] = TrainLoader(samples, sampler, **options)
-    for name in [name for name in ("val", "test") if name in parts]:
-        parts[name].prepare()
-        samples = EvalSamples(parts[name], eval_transform)
-        loaders[name] = EvalLoader(samples, config.DATA.BATCH_SIZE, rank, world_size, **options)
+    build = Pipelines(config, parts, (train_transform, eval_transform), train, rank, world_size, options)
+    pipeline, loaders, chosen = build.choose(torch.device(device))
+    info = replace(info, pipeline=pipeline)
     lines = describe(info, train_transform, eval_transform, mixing, options["num_workers"])
-    return Data(**loaders, info=info, mixing=mixing, description=lines)
+    return Data(**loaders, info=info, mixing=mixing, description=[*lines, *chosen])
+
+
+@dataclass
+class Pipelines:
+    """The loaders {'train', 'val', 'test'} of a run (None where there is none) on the CPU path or the device path.
+
+    `parts` are the images by name; `transforms` the training and the evaluation pipeline; `trains` says whether there
+    is anything to train; `options` are those of BatchReader.
+    """
+
+    config: object
+    parts: dict
+    transforms: tuple
+    trains: bool
+    rank: int
+    world_size: int
+    options: dict
+
+    def choose(self, device):
+        """('cpu' or 'device', loaders, lines about it) as DATA.PIPELINE wants it; 'auto' takes the device on CUDA.
+
+        Raises ConfigError for 'device' with a recipe that the device path does not do.
+        """
+        wanted = self.config.DATA.PIPELINE
+        check_choice("DATA.PIPELINE", wanted, PIPELINES)
+        if wanted == "cpu" or (wanted == "auto" and device.type != "cuda"):
+            why = "" if wanted == "cpu" else f" (auto takes the device path on CUDA, this is {device.type})"
+            return "cpu", self.on_cpu(), [f"pipeline: cpu{why}"]
+        try:
+            loaders, lines = self.on_device(device)
+        except Unsupported as reason:
+            if wanted == "device":
+                raise ConfigError(f"DATA.PIPELINE: 'device', but it has no {reason}; use cpu or auto") from None
+            return "cpu", self.on_cpu(), [f"pipeline: cpu (auto: the device path has no {reason})"]
+        return "device", loaders, [f"pipeline: device{' (auto)' * (wanted == 'auto')}", *lines]
+
+    def on_cpu(self):
+        """Workers decode and augment with PIL."""
+        (train_transform, eval_transform), data = self.transforms, self.config.DATA
+        loaders = {"train": None, "test": None}
+        if self.trains:
+            images = self.parts["train"]
+            samples = TrainSamples(images, train_transform, self.config.SEED, data.BAD_IMAGES == "skip")
+            images.prepare()
+            loaders["train"] = TrainLoader(samples, self.sampler(), **self.options)
+        for name in self.evaluated:
+            self.parts[name].prepare()
+            samples = EvalSamples(self.parts[name], eval_transform)
+            loaders[name] = EvalLoader(samples, data.BATCH_SIZE, self.rank, self.world_size, **self.options)
+        return loaders
+
+    def on_device(self, device):
+        """(loaders, lines): uint8 pixels on the device, augmented there. Raises Unsupported."""
+        data = self.config.DATA
+        build = DeviceLoaders(
+            device=device,
+            seed=self.config.SEED,
+            budget=data.DEVICE_BUDGET * GB,
+            folder=data.PIXEL_CACHE,
+            implementation=data.AUGMENT_IMPL,
+            skip_bad=data.BAD_IMAGES == "skip",
+            rank=self.rank,
+            world_size=self.world_size,
+            batch_size=data.BATCH_SIZE,
+            options=self.options,
+        )
+        loaders = {"train": None, "test": None}
+        if self.trains:
+            loaders["train"] = build.train(self.parts["train"], self.transforms[0], self.sampler())
+        for name in self.evaluated:
+            loaders[name] = build.evaluation(name, self.parts[name], self.transforms[1])
+        return loaders, build.lines
+
+    def sampler(self):
+        """Which training images come when. Raises ConfigError if there are fewer than a batch."""
+        batch_size = self.config.DATA.BATCH_SIZE
+        return TrainBatches(len(self.parts["train"]), batch_size, self.rank, self.world_size, self.config.SEED)
+
+    @property
+    def evaluated(self):
+        """The parts that are evaluated."""
+        return [name for name in ("val", "test") if name in self.parts]
 
 
 def request_of(config, rank, world_size, log, barrier):

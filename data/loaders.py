@@ -110,6 +110,10 @@ class TrainLoader:
             self.count(batch.left_out)
             yield batch.images, batch.labels
 
+    def to_mix(self, epoch, start=0):
+        """The same batches, for code that hands them to data.Mixing; on the device path they may be PendingImages."""
+        return self.epoch(epoch, start)
+
     def count(self, left_out):
         """Log every image that was replaced, once. Raises DataError when there are too many."""
         limit = bad_image_limit(len(self.samples))

@@ -3,8 +3,12 @@
 Mixup: arXiv 1710.09412; CutMix: arXiv 1905.04899; both through timm, with the random numbers a function of a key.
 """
 
+from dataclasses import dataclass
+
+import numpy as np
+import torch
 from timm.data import Mixup
-from timm.data.mixup import mixup_target
+from timm.data.mixup import cutmix_bbox_and_lam, mixup_target
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
@@ -14,17 +18,99 @@ from utils.seed import seeded
 MODES = ("batch", "pair", "elem")
 
 
-class AnySizeMixup(Mixup):
-    """timm's Mixup for odd batches too.
+@dataclass(frozen=True)
+class MixPlan:
+    """What one draw does to a batch of B images: image i is mixed with its partner, image B-1-i.
 
-    Image i is mixed with image B-1-i. timm refuses odd B in every mode, though only 'pair' needs pairs: in the other
-    two the middle image is mixed with itself, which leaves it and its target as they are.
+    Inside its box (top, bottom, left, right) an image takes the partner's pixels; outside it becomes weight * image +
+    (1 - weight) * partner; its target becomes share * target + (1 - share) * partner's. One number and one box for the
+    whole batch (`weight` and `share` float, `box` a tuple or None), or one per image: float32 (B,) and int64 (B, 4),
+    on the CPU.
     """
 
-    def __call__(self, x, target):
-        """Mix `x` (B, 3, H, W) in place; returns it and soft targets (B, classes)."""
-        mix = {"batch": self._mix_batch, "pair": self._mix_pair, "elem": self._mix_elem}[self.mode]
-        return x, mixup_target(target, self.num_classes, mix(x), self.label_smoothing)
+    share: object
+    weight: object
+    box: object
+
+    @property
+    def per_image(self):
+        """Whether every image has its own numbers."""
+        return isinstance(self.weight, torch.Tensor)
+
+    def weights(self, batch):
+        """float32 (B,): the weight of every image, for kernels."""
+        return self.weight if self.per_image else torch.full((batch,), self.weight)
+
+    def boxes(self, batch):
+        """int32 (B, 4): the box of every image, all zeros for none, for kernels."""
+        if self.per_image:
+            return self.box.int()
+        return torch.tensor(self.box or (0, 0, 0, 0), dtype=torch.int32).repeat(batch, 1)
+
+    def mix(self, images):
+        """`images` (B, 3, H, W) mixed; in place where that is possible."""
+        if self.per_image:
+            return self.mix_each(images)
+        if self.box:
+            top, bottom, left, right = self.box
+            images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
+        elif self.weight != 1.0:
+            partner = images.flip(0).mul_(1.0 - self.weight)
+            images.mul_(self.weight).add_(partner)
+        return images
+
+    def mix_each(self, images):
+        """The mixture with one weight and one box per image."""
+        weight = self.weight.to(images, non_blocking=True)[:, None, None, None]
+        rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
+        top, bottom, left, right = self.box.to(images.device, non_blocking=True)[:, :, None].unbind(1)
+        inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
+        partner = images.flip(0)
+        return torch.where(inside[:, None], partner, images * weight + partner * (1 - weight))
+
+    def soft_targets(self, targets, classes, smoothing):
+        """Smoothed targets (B, classes) from class indices (B,)."""
+        share = self.share.to(targets.device, non_blocking=True)[:, None] if self.per_image else self.share
+        return mixup_target(targets, classes, share, smoothing)
+
+
+class PlanningMixup(Mixup):
+    """timm's Mixup with its random numbers drawn, in the same order, apart from being applied.
+
+    timm refuses odd batches in every mode, though only 'pair' needs pairs: in the other two the middle image is mixed
+    with itself, which leaves it and its target as they are.
+    """
+
+    def plan(self, shape):
+        """The MixPlan of a batch of images of `shape` (B, 3, H, W), from NumPy's global generator."""
+        return self.plan_batch(shape) if self.mode == "batch" else self.plan_each(shape)
+
+    def plan_batch(self, shape):
+        """One draw for the batch."""
+        share, cuts = self._params_per_batch()
+        if share == 1.0:
+            return MixPlan(1.0, 1.0, None)
+        if not cuts:
+            return MixPlan(share, share, None)
+        box, share = self.draw_box(shape, share)
+        return MixPlan(float(share), 1.0, box)
+
+    def plan_each(self, shape):
+        """One draw per image ('elem') or per pair of images ('pair')."""
+        pairs = self.mode == "pair"
+        shares, cuts = self._params_per_elem(shape[0] // 2 if pairs else shape[0])
+        weights, boxes = shares.copy(), np.zeros((len(shares), 4), dtype=np.int64)
+        for place in np.flatnonzero(cuts & (shares != 1.0)):
+            boxes[place], shares[place] = self.draw_box(shape[1:], shares[place])
+            weights[place] = 1.0
+        if pairs:
+            shares, weights, boxes = (np.concatenate([values, values[::-1]]) for values in (shares, weights, boxes))
+        return MixPlan(*(torch.from_numpy(values) for values in (shares, weights, boxes)))
+
+    def draw_box(self, shape, share):
+        """CutMix's box (top, bottom, left, right) and the share of the image that it leaves."""
+        box, share = cutmix_bbox_and_lam(shape, share, self.cutmix_minmax, self.correct_lam)
+        return tuple(int(side) for side in box), share
 
 
 class Mixing:
@@ -35,8 +121,9 @@ class Mixing:
     - neither: images and targets are returned untouched; the loss smooths.
 
     Mode 'batch' draws one mixing factor per batch and copies nothing to the device; 'pair' and 'elem' draw one per
-    pair or image (timm loops over the batch and copies the factors to the device). `cutmix_minmax` (two fractions of
-    the side lengths) replaces the factor of CutMix and switches it on. Raises ConfigError for impossible values.
+    pair or image and copy them there. `plan` draws without mixing, for code that mixes in a kernel. `cutmix_minmax`
+    (two fractions of the side lengths) replaces the factor of CutMix and switches it on. Raises ConfigError for
+    impossible values.
     """
 
     def __init__(
@@ -56,7 +143,7 @@ class Mixing:
             raise ConfigError(f"AUG.CUTMIX_MINMAX: {list(cutmix_minmax)}, but [low, high] with 0 <= low < high <= 1")
         self.num_classes, self.mode, self.smoothing = num_classes, mode, smoothing
         self.active = prob > 0 and (mixup > 0 or cutmix > 0 or len(cutmix_minmax) > 0)
-        self.mixup = AnySizeMixup(
+        self.mixup = PlanningMixup(
             mixup_alpha=mixup,
             cutmix_alpha=cutmix,
             cutmix_minmax=list(cutmix_minmax) or None,
@@ -79,11 +166,27 @@ class Mixing:
             raise ConfigError(f"DATA.BATCH_SIZE: {batch_size} is odd, but AUG.MIXUP_MODE pair needs an even batch")
 
     def __call__(self, images, targets, key):
-        """Mix in place: images (B, 3, H, W) and class indices (B,) on any device; `key` is a tuple, see `seeded`."""
+        """Mix in place: images (B, 3, H, W) and class indices (B,) on any device; `key` is a tuple, see `seeded`.
+
+        Images of the device pipeline (data/device/pending.py) are finished and mixed in one go.
+        """
+        plan = self.plan(images.shape, key)
+        if not isinstance(images, torch.Tensor):
+            images = images.finish(plan)
+        elif plan is not None:
+            images = plan.mix(images)
+        return images, self.targets(targets, plan)
+
+    def plan(self, shape, key):
+        """The MixPlan of a batch of `shape` (B, 3, H, W), None if nothing is mixed; the same that a call applies."""
         if not self.active:
-            return images, targets
+            return None
         with seeded(*key):
-            return self.mixup(images, targets)
+            return self.mixup.plan(shape)
+
+    def targets(self, targets, plan):
+        """What `criterion` takes: the class indices (B,) themselves without a plan, else soft targets (B, classes)."""
+        return targets if plan is None else plan.soft_targets(targets, self.num_classes, self.smoothing)
 
     def describe(self):
         """Lines that say what is mixed and which loss is used."""

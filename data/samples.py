@@ -67,8 +67,12 @@ class TrainSamples(Dataset):
             image, label = self.read(index, left_out, notes)
         except RunError as error:
             return error
+        return Sample(self.augment(image, epoch, index), label, left_out, notes)
+
+    def augment(self, image, epoch, index):
+        """The tensor of a PIL image."""
         with seeded(self.seed, "augment", epoch, index):
-            return Sample(self.transform(image), label, left_out, notes)
+            return self.transform(image)
 
     def read(self, index, left_out, notes):
         """The image of `index`, or of the next index that can be read; adds what was left out and remarked."""

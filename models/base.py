@@ -1,13 +1,16 @@
 """What every backbone answers to, and the two initialisations."""
 
+import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
 from models.checks import choice
+from models.layers import to_image
 from models.shortcut import ShortcutStack
 from utils.errors import ConfigError
 
 INITIALISATIONS = ("paper", "timm")
+Level = tuple[torch.Tensor, tuple[int, int]]  # tokens (B, P + h*w, D) and their grid (h, w)
 
 
 class Backbone(nn.Module):
@@ -24,11 +27,16 @@ class Backbone(nn.Module):
     global_pool = "token"
     unpooled_tokens = 1  # class tokens in front that 'avg' leaves out
 
+    def __init__(self):
+        super().__init__()
+        # The class's settings become the instance's: TorchScript does not see those of the class.
+        self.global_pool, self.unpooled_tokens = self.global_pool, self.unpooled_tokens
+
     def forward(self, x):
         """(B, C, H, W) -> (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
-    def forward_head(self, x, pre_logits=False):
+    def forward_head(self, x, pre_logits: bool = False):
         """What forward_features returned -> (B, num_classes), or (B, num_features) before the last layer."""
         x = self.pool(x)
         return x if pre_logits else self.head(x)
@@ -71,8 +79,14 @@ class Backbone(nn.Module):
         self.head.train(self.training)
 
     def forward_intermediates(
-        self, x, indices=None, norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False
-    ):
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """(what forward_features returns, list of the patch tokens after each level of `indices`).
 
         A level is a block of an isotropic backbone, a stage of a pyramid (before patch merging). indices: a list, or
@@ -80,26 +94,25 @@ class Backbone(nn.Module):
         last one). stop_early: leave out the levels after the last one wanted; the first value is then what that one
         returned. output_fmt: 'NCHW' or 'NLC'. intermediates_only: the list alone.
         """
-        choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+        if not torch.jit.is_scripting():
+            choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         count = self.count_levels()
         wanted = level_indices(indices, count)
         stop = max(wanted) + 1 if stop_early else count
         state, levels = self.forward_levels(x, wanted, stop, norm)
-        if output_fmt == "NCHW":
-            levels = [tokens.transpose(1, 2).unflatten(2, grid) for tokens, grid in levels]
-        else:
-            levels = [tokens for tokens, _ in levels]
+        maps = as_maps(levels) if output_fmt == "NCHW" else [tokens for tokens, _ in levels]
         if intermediates_only:
-            return levels
-        return (self.complete(state) if stop == count else state[0]), levels
+            return maps
+        return (self.complete(state) if stop == count else state[0]), maps
 
-    def complete(self, state):
+    def complete(self, state: Level):
         """(tokens, grid) after the last level -> what forward_features returns."""
         return state[0]
 
-    def feature_maps(self, x):
-        """(B, C, H, W) -> list of (B, C_s, h, w), one for each level, without a norm; see models.dense."""
-        return self.forward_intermediates(x, intermediates_only=True)
+    def feature_maps(self, x, indices: list[int] | None = None):
+        """(B, C, H, W) -> list of (B, C_s, h, w) after the levels `indices` (None: all), without a norm."""
+        count = self.count_levels()
+        return as_maps(self.forward_levels(x, level_indices(indices, count), count, norm=False)[1])
 
     def note_input_size(self, size):
         """Remember the image size (H, W) that set_input_size was given, where timm looks for it."""
@@ -116,6 +129,11 @@ class Backbone(nn.Module):
         if prune_head:
             self.reset_classifier(0, "")
         return wanted
+
+    def remove_class_token(self):
+        """For pruned models: what is left are patches, and all of them are averaged."""
+        self.cls_token = None
+        self.unpooled_tokens, self.poolings = 0, ("avg", "")
 
     def initialise(self, init):
         """Initialise every Linear and the free parameters. init: 'paper' as published, 'timm' as timm's ViT."""
@@ -135,6 +153,16 @@ class Backbone(nn.Module):
         """Names of the parameters that timm's and Swin's recipes exempt from weight decay."""
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in self.undecayed}
 
+    def set_residual_type(self, dtype):
+        """Keep the tokens between the blocks in `dtype` under autocast; None: as the operators leave them.
+
+        Autocast computes products in bfloat16 but adds them to tokens in float32; bfloat16 tokens halve that traffic
+        and round each sum to 8 bits.
+        """
+        for module in self.modules():
+            if isinstance(module, ShortcutStack):
+                module.residual_type = dtype
+
     def set_grad_checkpointing(self, enable=True):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
         for module in self.modules():
@@ -142,15 +170,26 @@ class Backbone(nn.Module):
                 module.use_checkpoint = enable
 
 
-def level_indices(indices, count):
+def as_maps(levels: list[Level]):
+    """Patch tokens of each level -> list of (B, D, h, w)."""
+    return [to_image(tokens, grid) for tokens, grid in levels]
+
+
+def level_indices(indices: int | list[int] | None, count: int) -> list[int]:
     """Positions among `count` levels: None = all, a number = the last so many, a list = these (negative: from the end).
 
     Raises ConfigError for a level that there is not.
     """
-    if indices is None:
-        return list(range(count))
-    asked = range(count - indices, count) if isinstance(indices, int) else indices
-    taken = [i + count if i < 0 and not isinstance(indices, int) else i for i in asked]
-    if not taken or any(not 0 <= i < count for i in taken):
+    taken = unchecked_indices(indices, count)
+    if len(taken) == 0 or min(taken) < 0 or max(taken) >= count:
         raise ConfigError(f"indices {indices}: there are {count} levels, 0 to {count - 1}")
     return taken
+
+
+def unchecked_indices(indices: int | list[int] | None, count: int) -> list[int]:
+    """As level_indices, without the check."""
+    if indices is None:
+        indices = count
+    if isinstance(indices, int):
+        return [i for i in range(count - indices, count)]  # noqa: C416  (TorchScript cannot make a list of a range)
+    return [i + count if i < 0 else i for i in indices]

@@ -1,5 +1,7 @@
 """From the configuration tree to constructor keywords; nothing else in models/ knows the configuration."""
 
+import torch
+
 from models import create
 from utils.errors import ConfigError
 
@@ -18,18 +20,27 @@ OWN_KEYS = {
 
 def build_model(config, num_classes, in_chans=3):
     """The model that MODEL.TYPE names, on the CPU, in training mode; ConfigError if arguments do not fit."""
+    model = create(config.MODEL.TYPE, **model_keywords(config, num_classes, in_chans))
+    if config.AMP.RESIDUAL == "bfloat16":
+        if not hasattr(model, "set_residual_type"):
+            raise ConfigError(f"AMP.RESIDUAL: bfloat16, but {config.MODEL.TYPE} has only float32 (not timm's models)")
+        model.set_residual_type(torch.bfloat16)
+    return model
+
+
+def model_keywords(config, num_classes, in_chans=3):
+    """The keywords of `create` that a configuration stands for; ConfigError for those that have a key of their own."""
     for key in config.MODEL.ARGS:
         if key.upper() in OWN_KEYS:
             raise ConfigError(f"MODEL.ARGS.{key.upper()}: comes from {OWN_KEYS[key.upper()]}, set it there")
-    return create(
-        config.MODEL.TYPE,
-        img_size=config.DATA.IMG_SIZE,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_rate=config.MODEL.DROP_RATE,
-        drop_path_rate=config.MODEL.DROP_PATH_RATE,
-        shortcut={key.lower(): value for key, value in config.MODEL.SHORTCUT.items()},
-        init=config.MODEL.INIT,
-        use_checkpoint=config.TRAIN.USE_CHECKPOINT,
+    return {
+        "img_size": config.DATA.IMG_SIZE,
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "drop_rate": config.MODEL.DROP_RATE,
+        "drop_path_rate": config.MODEL.DROP_PATH_RATE,
+        "shortcut": {key.lower(): value for key, value in config.MODEL.SHORTCUT.items()},
+        "init": config.MODEL.INIT,
+        "use_checkpoint": config.TRAIN.USE_CHECKPOINT,
         **{key.lower(): value for key, value in config.MODEL.ARGS.items()},
-    )
+    }

@@ -11,7 +11,8 @@ from timm.layers import Mlp, trunc_normal_
 from torch import nn
 
 from models import checks
-from models.isotropic import Isotropic, input_grid, patch_grid
+from models.base import Level
+from models.isotropic import Isotropic, patch_grid
 from models.layers import Attention, Block, PatchProjection, drop_path_rates, optional_layer_scale
 from models.registry import register
 from models.shortcut import ShortcutStack
@@ -108,26 +109,27 @@ class CaiT(Isotropic):
 
     def embed(self, x):
         """See Isotropic; the class token comes later."""
-        grid = input_grid(self, x)
+        grid = self.input_grid(x)
         x = self.patch_embed(x)
         if self.pos_embed is not None:
             x = x + self.pos_embed
         return self.pos_drop(x), grid
 
-    def complete(self, state):
+    def complete(self, state: Level):
         """Patch tokens and grid -> (B, 1 + N, D): the class token after the class-attention layers, the patches."""
         x, _ = state
-        if self.cls_token is None:
-            return x
-        token = self.cls_token.expand(x.shape[0], -1, -1)
-        for block in self.class_blocks:
-            token = block(token, x)
-        return torch.cat([token, x], dim=1)
+        if self.cls_token is not None:
+            token = self.cls_token.expand(x.shape[0], -1, -1)
+            for block in self.class_blocks:
+                token = block(token, x)
+            x = torch.cat([token, x], dim=1)
+        return x
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
         """See Backbone; the class token and its layers go with the head."""
         if prune_head:
-            self.cls_token, self.class_blocks = None, nn.ModuleList()
+            self.remove_class_token()
+            self.class_blocks = nn.ModuleList()
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
     def group_matcher(self, coarse=False):
@@ -149,7 +151,7 @@ class TalkingHeadsAttention(Attention):
         self.mix_pre = nn.Parameter(torch.randn(heads, heads))
         self.mix_post = nn.Parameter(torch.randn(heads, heads))
 
-    def forward(self, x, grid=None):
+    def forward(self, x, grid: tuple[int, int] | None = None):
         """x: (B, N, C) -> (B, N, C)."""
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -202,7 +204,7 @@ class ClassBlock(nn.Module):
         return token + self.layer_scale2(self.mlp(self.norm2(token)))
 
 
-def talking_attention(q, k, v, mix_pre, mix_post, drop):
+def talking_attention(q, k, v, mix_pre, mix_post, drop: float):
     """softmax(mix(q k^T / sqrt(d))), dropout, mixed again, times v. q: (B, h, Q, d), k, v: (B, h, K, d)."""
     attn = mix_heads(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, mix_pre)
     attn = F.dropout(attn.softmax(dim=-1), drop)

@@ -1,6 +1,14 @@
 """Checks of constructor arguments: one ConfigError that names the key, its value and what would work."""
 
+import torch
+
 from utils.errors import ConfigError, listing, nearest
+
+
+@torch.jit.unused
+def has_sizes(x: torch.Tensor) -> bool:
+    """False in a symbolic trace (torch.fx), where tensors have no sizes that could be checked."""
+    return not isinstance(x, torch.fx.Proxy)
 
 
 def positive(**values):

@@ -14,7 +14,8 @@ from timm.layers.activations import QuickGELU
 from torch import nn
 
 from models import checks
-from models.layers import Block, drop_path_rates, hidden_width
+from models.base import Level
+from models.layers import Block, drop_path_rates, hidden_width, to_image, to_tokens
 from models.registry import register
 from models.shortcut import ShortcutStack
 from models.staged import Staged
@@ -126,19 +127,21 @@ class CvT(Staged):
 
         checks.image_size(tuple(size), (1, 1), problem, reach=least)
 
-    def forward_stages(self, x, stop=None):
+    def forward_stages(self, x, stop: int | None = None) -> list[Level]:
         """See Staged; the last stage has the class token in front."""
-        if not isinstance(x, torch.fx.Proxy):  # a symbolic trace has no sizes
+        if not torch.jit.is_scripting() and checks.has_sizes(x):
             self.check_size(x.shape[-2:])
-        outputs = []
-        for stage in self.stages[:stop]:
-            x, grid = stage.patch_embed(x)
-            if stage.stack.prefix_tokens:
-                x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-            x = stage.stack(self.pos_drop(x), grid)
-            outputs.append((x, grid))
-            if not stage.stack.prefix_tokens:
-                x = x.transpose(1, 2).unflatten(2, grid)
+        stop = len(self.stages) if stop is None else stop
+        outputs: list[Level] = []
+        for s, stage in enumerate(self.stages):
+            if s < stop:
+                x, grid = stage.patch_embed(x)
+                if self.cls_token is not None and stage.stack.prefix_tokens > 0:
+                    x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+                x = stage.stack(self.pos_drop(x), grid)
+                outputs.append((x, grid))
+                if stage.stack.prefix_tokens == 0:
+                    x = to_image(x, grid)
         return outputs
 
     def forward_features(self, x):
@@ -148,7 +151,7 @@ class CvT(Staged):
     def keep_levels(self, count):
         """See Staged; the class token goes with its stage."""
         if count < len(self.stages):
-            self.cls_token = None
+            self.remove_class_token()
         super().keep_levels(count)
 
 
@@ -182,7 +185,7 @@ class ConvEmbed(nn.Module):
     def forward(self, x):
         """(B, C, H, W) -> (tokens (B, h*w, D), (h, w))."""
         x = self.proj(x)
-        return self.norm(x.flatten(2).transpose(1, 2)), x.shape[-2:]
+        return self.norm(to_tokens(x)), (x.shape[-2], x.shape[-1])
 
 
 class ConvAttention(nn.Module):
@@ -205,22 +208,24 @@ class ConvAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x, grid):
+    def forward(self, x, grid: tuple[int, int]):
         """x: (B, P + H*W, C) with P class tokens -> the same shape; grid: (H, W)."""
         prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
-        image = patches.transpose(1, 2).unflatten(2, grid)  # no copy: this is the channels-last layout
-        q = self._heads(self.proj_q, self.conv_proj_q(image), prefix)
-        k = self._heads(self.proj_k, self.conv_proj_k(image), prefix)
-        v = self._heads(self.proj_v, self.conv_proj_v(image), prefix)
+        image = to_image(patches, grid)
+        q = self._heads(self.proj_q(self._join(prefix, self.conv_proj_q(image))))
+        k = self._heads(self.proj_k(self._join(prefix, self.conv_proj_k(image))))
+        v = self._heads(self.proj_v(self._join(prefix, self.conv_proj_v(image))))
         drop = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
-    def _heads(self, linear, tokens, prefix):
-        """Tokens with the class tokens in front, projected: (B, h, P + N, d)."""
-        if self.prefix_tokens:
-            tokens = torch.cat([prefix, tokens], dim=1)
-        return linear(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+    def _join(self, prefix, tokens):
+        """Tokens (B, N, C) with the class tokens in front."""
+        return torch.cat([prefix, tokens], dim=1) if self.prefix_tokens > 0 else tokens
+
+    def _heads(self, x):
+        """(B, P + N, C) -> (B, h, P + N, d)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class ConvProjection(nn.Module):
@@ -233,7 +238,7 @@ class ConvProjection(nn.Module):
 
     def forward(self, x):
         """(B, C, H, W) -> tokens (B, h*w, C)."""
-        return self.bn(self.conv(x)).flatten(2).transpose(1, 2)
+        return to_tokens(self.bn(self.conv(x)))
 
 
 def _check(dims, depths, heads, patch_sizes, patch_strides):

@@ -33,6 +33,6 @@ class DenseFeatures(nn.Module):
 
     def forward(self, x):
         """See the class."""
-        maps = self.backbone.forward_intermediates(x, self.indices, intermediates_only=True)
+        maps = self.backbone.feature_maps(x, self.indices)
         # LayerNorm wants the channels last; the permuted view goes in and out without a copy of its own.
-        return [norm(m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, m in zip(self.norms, maps, strict=True)]
+        return [norm(maps[i].permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for i, norm in enumerate(self.norms)]

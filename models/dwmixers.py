@@ -10,6 +10,9 @@ from timm.layers import register_notrace_module
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from models.checks import has_sizes
+from models.layers import to_image, to_tokens
+
 torch.fx.wrap("row_sum")  # it takes tensors apart, which a symbolic trace cannot
 
 REDUCTION = 4  # the layers that predict kernels have dim / 4 hidden channels
@@ -55,10 +58,14 @@ class DynamicConv(nn.Module):
 
     def _normalise(self, x):
         norm = self.norm
-        sized = self.training and not isinstance(x, torch.fx.Proxy)  # a symbolic trace has no sizes
-        if sized and len(x) == 1 and not isinstance(norm, nn.SyncBatchNorm):
+        if self.training and self._alone(x):
             return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         return norm(x)
+
+    def _alone(self, x) -> bool:
+        if torch.jit.is_scripting():
+            return len(x) == 1
+        return has_sizes(x) and len(x) == 1 and not isinstance(self.norm, nn.SyncBatchNorm)
 
 
 @register_notrace_module  # for timm's symbolic tracing: it recomputes
@@ -83,22 +90,24 @@ class InhomogeneousConv(nn.Module):
         hidden = F.relu(self.norm(self.reduce(image)))
         k = self.kernel_size
         # Rows of `expand` are ordered (group, tap row, tap column).
-        weight = self.expand.weight.unflatten(0, (self.groups, k, k)).transpose(0, 1)
-        bias = self.expand.bias.unflatten(0, (self.groups, k, k)).transpose(0, 1)
+        weight, bias = self.expand.weight, self.expand.bias
+        assert bias is not None  # TorchScript asks
+        weight = weight.unflatten(0, (self.groups, k, k)).transpose(0, 1)
+        bias = bias.unflatten(0, (self.groups, k, k)).transpose(0, 1)
         # 49 terms are added up in float32 at least, as a convolution does.
-        padded = F.pad(image.to(torch.promote_types(image.dtype, torch.float32)), (k // 2,) * 4)
+        padded = F.pad(image.to(torch.promote_types(image.dtype, torch.float32)), [k // 2] * 4)
         padded = padded.unflatten(1, (self.groups, -1))  # (B, G, C/G, H + k - 1, W + k - 1)
-        total = 0
-        for row in range(k):
-            band = padded[..., row : row + image.shape[-2], :]
-            total = total + self._forgetful(row_sum, band, hidden, weight[row], bias[row])
+        bands = [padded[..., row : row + image.shape[-2], :] for row in range(k)]
+        total = self._forgetful(bands[0], hidden, weight[0], bias[0])
+        for row in range(1, k):
+            total = total + self._forgetful(bands[row], hidden, weight[row], bias[row])
         return total.flatten(1, 2).to(image.dtype)
 
-    def _forgetful(self, function, *inputs):
-        """function(*inputs), recomputed in the backward pass if there is going to be one."""
-        if self.training and torch.is_grad_enabled():
-            return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return function(*inputs)
+    def _forgetful(self, band, hidden, weight, bias):
+        """row_sum, recomputed in the backward pass if there is going to be one (a script keeps everything)."""
+        if not torch.jit.is_scripting() and self.training and torch.is_grad_enabled():
+            return checkpoint(row_sum, band, hidden, weight, bias, use_reentrant=False, preserve_rng_state=False)
+        return row_sum(band, hidden, weight, bias)
 
 
 def row_sum(band, hidden, weight, bias):
@@ -108,8 +117,12 @@ def row_sum(band, hidden, weight, bias):
     (G, k) predict the taps from `hidden`. Returns (B, G, C/G, H, W).
     """
     taps = F.conv2d(hidden, weight.flatten(0, 1), bias.flatten()).unflatten(1, weight.shape[:2])  # (B, G, k, H, W)
+    columns = taps.unsqueeze(3).unbind(2)  # k times (B, G, 1, H, W)
     width = hidden.shape[-1]
-    return sum(band[..., j : j + width] * tap.unsqueeze(2) for j, tap in enumerate(taps.unbind(2)))
+    total = band[..., :width] * columns[0]
+    for j in range(1, len(columns)):
+        total = total + band[..., j : j + width] * columns[j]
+    return total
 
 
 CONVOLUTIONS = {"static": StaticConv, "dynamic": DynamicConv, "inhomogeneous": InhomogeneousConv}
@@ -130,19 +143,9 @@ class DepthwiseMixer(nn.Module):
         self.pointwise2 = nn.Conv2d(dim, dim, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(dim)
 
-    def forward(self, x, grid):
+    def forward(self, x, grid: tuple[int, int]):
         """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W)."""
         image = to_image(x, grid)
         image = F.relu(self.norm1(self.pointwise1(image)))
         image = F.relu(self.norm2(self.depthwise(image)))
         return to_tokens(self.norm3(self.pointwise2(image)))
-
-
-def to_image(x, grid):
-    """(B, H*W, C) -> (B, C, H, W), without a copy: C stays the fastest axis (channels last)."""
-    return x.transpose(1, 2).unflatten(2, grid)
-
-
-def to_tokens(image):
-    """(B, C, H, W) -> (B, H*W, C)."""
-    return image.flatten(2).transpose(1, 2)

@@ -8,8 +8,8 @@ from timm.layers import DropPath, Mlp
 from torch import nn
 
 from models import checks
-from models.dwmixers import CONVOLUTIONS, REDUCTION, DepthwiseMixer, to_image, to_tokens
-from models.layers import hidden_width
+from models.dwmixers import CONVOLUTIONS, REDUCTION, DepthwiseMixer
+from models.layers import hidden_width, to_image, to_tokens
 from models.pyramid import Pyramid, size_problem, size_unit
 from models.registry import register
 from utils.errors import ConfigError
@@ -36,7 +36,7 @@ class DWBlock(nn.Module):
         self.mlp = Mlp(dim, mlp_dim, drop=drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x, grid):
+    def forward(self, x, grid: tuple[int, int]):
         """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W)."""
         x = x + self.drop_path(self.mixer(x, grid))
         return x + self.drop_path(self.mlp(to_tokens(self.norm(to_image(x, grid)))))

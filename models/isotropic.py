@@ -5,7 +5,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from models import checks
-from models.base import Backbone
+from models.base import Backbone, Level
 from utils.errors import ConfigError
 
 
@@ -26,6 +26,15 @@ class Isotropic(Backbone):
         """(B, C, H, W) -> (tokens (B, P + N, D) with positions, (h, w))."""
         raise NotImplementedError
 
+    def input_grid(self, x) -> tuple[int, int]:
+        """(rows, columns) of patches of the images x (B, C, H, W); a position embedding fits only its own size."""
+        grid = x.shape[-2] // self.patch_size[0], x.shape[-1] // self.patch_size[1]
+        if not torch.jit.is_scripting() and checks.has_sizes(x):
+            patch_grid(x.shape[-2:], self.patch_size)  # raises where patches do not fit
+        if self.pos_embed is not None and (torch.jit.is_scripting() or checks.has_sizes(x)):
+            check_positions(x.shape[-2], x.shape[-1], grid, self.grid)
+        return grid
+
     def forward_features(self, x):
         """(B, C, H, W) -> (B, 1 + N, D), before the final norm; the class token is first."""
         x, grid = self.embed(x)
@@ -35,11 +44,12 @@ class Isotropic(Backbone):
         """Blocks in the stack."""
         return len(self.stack.blocks)
 
-    def forward_levels(self, x, wanted, stop, norm):
+    def forward_levels(self, x, wanted: list[int], stop: int, norm: bool) -> tuple[Level, list[Level]]:
         """(tokens and grid after block `stop`, [(patch tokens, grid)] after the blocks in `wanted`)."""
         x, grid = self.embed(x)
         x, found = self.stack.intermediates(x, grid, wanted, stop)
-        found = [self.norm(tokens) if norm else tokens for tokens in found]
+        if norm:
+            found = [self.norm(tokens) for tokens in found]
         return (x, grid), [(tokens[:, self.stack.prefix_tokens :], grid) for tokens in found]
 
     def keep_levels(self, count):
@@ -75,17 +85,14 @@ def patch_grid(img_size, patch_size):
         fits = all(n % p == 0 for n, p in zip(size, patch_size, strict=True))
         return "" if fits else f"not a multiple of the patch size {patch}"
 
-    if not isinstance(img_size[0], torch.fx.Proxy):  # a symbolic trace has no sizes
-        checks.image_size(tuple(img_size), patch_size, problem)
+    checks.image_size(tuple(img_size), patch_size, problem)
     return img_size[0] // patch_size[0], img_size[1] // patch_size[1]
 
 
-def input_grid(model, x):
-    """(rows, columns) of patches of the images x (B, C, H, W); a position embedding fits only its own size."""
-    grid = patch_grid(x.shape[-2:], model.patch_size)
-    if not isinstance(x, torch.fx.Proxy) and model.pos_embed is not None and grid != model.grid:
+def check_positions(height: int, width: int, grid: tuple[int, int], known: tuple[int, int]):
+    """Raise ConfigError if the position embedding, of `known` patches, is not for the `grid` of these images."""
+    if grid[0] != known[0] or grid[1] != known[1]:
         raise ConfigError(
-            f"DATA.IMG_SIZE {tuple(x.shape[-2:])}: the positional embedding is for {model.grid} patches, "
+            f"DATA.IMG_SIZE ({height}, {width}): the positional embedding is for {known} patches, "
             f"these are {grid}; build the model for this size"
         )
-    return grid

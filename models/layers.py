@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(heads * dim_head, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x, grid=None):
+    def forward(self, x, grid: tuple[int, int] | None = None):
         """x: (B, N, C) -> (B, N, C); the grid does not matter here."""
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d)
@@ -75,7 +75,7 @@ class Block(nn.Module):
         self.layer_scale2 = optional_layer_scale(dim, layer_scale)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x, grid):
+    def forward(self, x, grid: tuple[int, int]):
         """x: (B, N, C) -> (B, N, C); grid: (H, W) of the patch tokens."""
         x = x + self.drop_path(self.layer_scale1(self.attn(self.norm1(x), grid)))
         return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
@@ -99,7 +99,21 @@ def drop_path_rates(rate, depth):
     return torch.linspace(0, rate, depth, device="cpu").tolist()
 
 
-def pad_to_multiple(x, multiple):
+def to_image(tokens, grid: tuple[int, int]):
+    """(B, H*W, C) -> (B, C, H, W), without a copy: C stays the fastest axis (channels last).
+
+    Not transpose and unflatten, which leave a batch of one with a batch stride for which PyTorch's BatchNorm computes
+    wrong gradients on CPUs (2.11 to 2.15).
+    """
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def to_tokens(image):
+    """(B, C, H, W) -> (B, H*W, C), without a copy if C is the fastest axis."""
+    return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def pad_to_multiple(x, multiple: int):
     """(B, H, W, C) with zeros at the bottom and the right until `multiple` divides H and W."""
     down, right = -x.shape[1] % multiple, -x.shape[2] % multiple
-    return F.pad(x, (0, 0, 0, right, 0, down)) if down or right else x
+    return F.pad(x, (0, 0, 0, right, 0, down)) if down > 0 or right > 0 else x

@@ -45,24 +45,24 @@ class WindowMixer(nn.Module):
         """((2w - 1)^2, h): what is added to the logits for each displacement."""
         raise NotImplementedError
 
-    def forward(self, x, grid):
+    def forward(self, x, grid: tuple[int, int]):
         """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W), padded with zeros where the window does not divide it."""
         window, shift = self.window, self.shift
         x = pad_to_multiple(x.unflatten(1, grid), window)
         padded = x.shape[1], x.shape[2]
-        if shift:
+        if shift > 0:
             x = x.roll((-shift, -shift), (1, 2))
         x = self._attend(to_windows(x, window), self._bias(padded))
         x = from_windows(x, window, padded)
-        if shift:
+        if shift > 0:
             x = x.roll((shift, shift), (1, 2))
         return x[:, : grid[0], : grid[1]].flatten(1, 2)
 
-    def _bias(self, grid):
+    def _bias(self, grid: tuple[int, int]):
         """What is added to the logits: (1, h, w*w, w*w), or (windows, h, w*w, w*w) with a shift."""
-        bias = self.bias_table()[self.index.flatten()].view(*self.index.shape, self.heads)
+        bias = self.bias_table()[self.index.flatten()].unflatten(0, self.index.shape)
         bias = bias.permute(2, 0, 1).unsqueeze(0)
-        if not self.shift:
+        if self.shift == 0:
             return bias
         return bias + mask_for(grid, self.mask, self.grid, self.window, self.shift).to(bias).unsqueeze(1)
 
@@ -137,15 +137,15 @@ class WindowMLP(nn.Module):
         width = heads * window**2
         self.spatial_mlp = nn.Conv1d(width, width, 1, groups=heads)
 
-    def forward(self, x, grid):
+    def forward(self, x, grid: tuple[int, int]):
         """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W), padded with zeros where the window does not divide it."""
         before, after = self.window - self.shift, self.shift
         x = pad_to_multiple(x.unflatten(1, grid), self.window)
-        if self.shift:
+        if self.shift > 0:
             x = F.pad(x, (0, 0, before, after, before, after))
         padded = x.shape[1], x.shape[2]
         x = from_windows(self._mix(to_windows(x, self.window)), self.window, padded)
-        if self.shift:
+        if self.shift > 0:
             x = x[:, before:-after, before:-after]
         return x[:, : grid[0], : grid[1]].flatten(1, 2)
 
@@ -156,18 +156,18 @@ class WindowMLP(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
 
-def to_windows(x, window):
+def to_windows(x, window: int):
     """(B, H, W, C) -> (B * H/w * W/w, w*w, C)."""
     batch, height, width, channels = x.shape
     x = x.view(batch, height // window, window, width // window, window, channels)
     return x.transpose(2, 3).reshape(-1, window * window, channels)
 
 
-def from_windows(x, window, grid):
+def from_windows(x, window: int, grid: tuple[int, int]):
     """(B * H/w * W/w, w*w, C) -> (B, H, W, C)."""
     rows, columns = grid[0] // window, grid[1] // window
     x = x.view(-1, rows, columns, window, window, x.shape[-1])
-    return x.transpose(2, 3).reshape(-1, *grid, x.shape[-1])
+    return x.transpose(2, 3).reshape(-1, grid[0], grid[1], x.shape[-1])
 
 
 def relative_position_index(window):
@@ -187,18 +187,21 @@ def log_displacements(window):
     return torch.cartesian_prod(steps, steps)
 
 
-def mask_for(grid, mask, mask_grid, window, shift):
+def mask_for(grid: tuple[int, int], mask: torch.Tensor | None, mask_grid: tuple[int, int], window: int, shift: int):
     """The prepared mask if it is for this grid, else a new one."""
-    return mask if tuple(grid) == mask_grid else shift_mask(grid, window, shift)
+    if mask is not None and grid[0] == mask_grid[0] and grid[1] == mask_grid[1]:
+        return mask
+    return shift_mask(grid, window, shift)
 
 
-def shift_mask(grid, window, shift):
+def shift_mask(grid: tuple[int, int], window: int, shift: int):
     """(windows, w*w, w*w): 0 where two tokens of a rolled window were neighbours before rolling, -100 elsewhere."""
-
-    def region(length):
-        position = torch.arange(length)
-        return (position >= length - window).long() + (position >= length - shift).long()
-
-    regions = 3 * region(grid[0])[:, None] + region(grid[1])  # (H, W)
+    regions = 3 * regions_along(grid[0], window, shift)[:, None] + regions_along(grid[1], window, shift)  # (H, W)
     regions = to_windows(regions[None, :, :, None], window).squeeze(2)
     return (regions[:, None, :] != regions[:, :, None]).float() * -100.0
+
+
+def regions_along(length: int, window: int, shift: int):
+    """(length,): 0, 1 or 2, the parts of an axis that rolling brings together in the last window."""
+    position = torch.arange(length)
+    return (position >= length - window).long() + (position >= length - shift).long()

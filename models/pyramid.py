@@ -5,14 +5,18 @@ State-dict names: patch_embed.{proj, norm}, stages.s.stack.{blocks.j, shortcuts.
 stages.s.downsample.{norm, reduction}, norm, head.
 """
 
+import math
+
 import torch
 from timm.layers import PatchEmbed
 from torch import nn
 
 from models import checks
+from models.base import Level
 from models.layers import drop_path_rates, pad_to_multiple
 from models.shortcut import ShortcutStack
 from models.staged import Staged
+from utils.errors import ConfigError
 
 torch.fx.wrap("pad_to_multiple")  # it decides by the sizes, which a symbolic trace does not have
 
@@ -70,32 +74,37 @@ class Pyramid(Staged):
         self.stages = nn.ModuleList(stages)
         self.windows = [max(getattr(m, "window", 1) for m in stage.stack.modules()) for stage in stages]
         self.patch_embed.strict_img_size = max(self.windows) > 1  # read by timm's tools: not every size is classified
+        self.size_step = self.smallest_size()
         self.describe_levels(
             [dim * 2**s for s in range(len(depths))], [max(patch_size) * 2**s for s in range(len(depths))]
         )
         self.norm = nn.LayerNorm(self.num_features)
         self.head = self.build_head(num_classes)
 
-    def forward_stages(self, x, stop=None):
+    def forward_stages(self, x, stop: int | None = None) -> list[Level]:
         """See Staged; the tokens are those before merging."""
-        (height, width), (p, q) = x.shape[-2:], self.patch_size
-        grid = (height + p - 1) // p, (width + q - 1) // q
+        stop = len(self.stages) if stop is None else stop
+        p, q = self.patch_size
+        grid = (x.shape[-2] + p - 1) // p, (x.shape[-1] + q - 1) // q
         x = self.pos_drop(self.patch_embed(x))
-        outputs = []
-        for s, stage in enumerate(self.stages[:stop]):
-            if s > 0:
-                x, grid = self.stages[s - 1].downsample(x, grid)
-            x = stage.stack(x, grid)
-            outputs.append((x, grid))
+        outputs: list[Level] = []
+        for s, stage in enumerate(self.stages):
+            if s < stop:
+                x = stage.stack(x, grid)
+                outputs.append((x, grid))
+                if stage.downsample is not None and s + 1 < stop:
+                    x, grid = stage.downsample(x, grid)
         return outputs
 
     def forward_features(self, x):
         """(B, C, H, W) -> (B, h, w, D): the last stage, normalised. Raises ConfigError for sizes that do not fit."""
-        if not isinstance(x, torch.fx.Proxy):  # a symbolic trace has no sizes
+        if torch.jit.is_scripting():
+            check_multiple(x.shape[-2], x.shape[-1], self.size_step)
+        elif checks.has_sizes(x):
             self.check_size(x.shape[-2:])
         return self.complete(self.forward_stages(x)[-1])
 
-    def complete(self, state):
+    def complete(self, state: Level):
         """Tokens and grid of the last stage -> (B, h, w, D), normalised."""
         x, grid = state
         return self.norm(x).unflatten(1, grid)
@@ -108,6 +117,7 @@ class Pyramid(Staged):
         """See Staged; the merging after the last stage goes."""
         super().keep_levels(count)
         self.stages[-1].downsample = None
+        self.size_step = self.smallest_size()
 
     def check_size(self, size):
         """See Staged."""
@@ -117,11 +127,16 @@ class Pyramid(Staged):
         """(p, q): every image size that works is a multiple of it."""
         return size_unit(self.patch_size, len(self.stages))
 
+    def smallest_size(self):
+        """(p, q): the image sizes that work are its multiples."""
+        tokens = math.lcm(*(2**s * self.windows[s] for s in range(len(self.stages))))
+        return tuple(math.lcm(unit, p * tokens) for unit, p in zip(self.size_unit(), self.patch_size, strict=True))
+
     def size_problem(self, size):
         """Why images of this size (H, W) do not work, or an empty string."""
         problem = size_problem(size, self.patch_size, len(self.stages))
         grids = stage_grids(size, self.patch_size, len(self.stages))
-        return problem or tiling_problem(grids, self.windows)
+        return problem or tiling_problem(grids, self.windows[: len(grids)])
 
 
 class Stage(nn.Module):
@@ -141,13 +156,13 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
-    def forward(self, x, grid):
+    def forward(self, x, grid: tuple[int, int]):
         """x: (B, H*W, C) -> ((B, H/2 * W/2, 2C), (H/2, W/2)), rounded up."""
         x, half = merge(x, grid)
         return self.reduction(self.norm(x)), half
 
 
-def merge(x, grid):
+def merge(x, grid: tuple[int, int]):
     """x: (B, H*W, C) -> ((B, H/2 * W/2, 4C), (H/2, W/2)), rounded up: an odd side gets a row of zeros."""
     x = pad_to_multiple(x.unflatten(1, grid), 2)
     half = x.shape[1] // 2, x.shape[2] // 2
@@ -160,6 +175,12 @@ def stage_grids(img_size, patch_size, stages):
     """(rows, columns) of tokens in each stage."""
     rows, columns = img_size[0] // patch_size[0], img_size[1] // patch_size[1]
     return [(rows // 2**s, columns // 2**s) for s in range(stages)]
+
+
+def check_multiple(height: int, width: int, step: tuple[int, int]):
+    """The check of image sizes that TorchScript can compile."""
+    if height % step[0] != 0 or width % step[1] != 0:
+        raise ConfigError(f"DATA.IMG_SIZE ({height}, {width}): must be a multiple of {step}")
 
 
 def size_unit(patch_size, stages):

@@ -11,8 +11,9 @@ def recomputed(block, *inputs, forward=None, **named):
     """block(*inputs), or forward(*inputs, **named) if the forward pass of `block` is not to be the whole block.
 
     Activations are not kept but recomputed in the backward pass. Running statistics inside the block move once, in the
-    forward pass. (A compiler turns the update into a value that it computes once, so there the plain checkpoint is
-    enough.)
+    forward pass. (torch.compile turns the update into a value that it computes once, so there the plain checkpoint is
+    enough. Its backend 'eager', an aid for debugging, does not: with BatchNorm inside the block PyTorch raises an error
+    about an in-place operation in the backward pass. 'aot_eager' and all after it work.)
     """
     if torch.compiler.is_compiling():
         return checkpoint(forward or block, *inputs, use_reentrant=False, **named)

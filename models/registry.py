@@ -8,6 +8,10 @@ from models.checks import config_key
 from utils.errors import ConfigError, listing, nearest
 
 
+class UnknownArgument(ConfigError, TypeError):
+    """A keyword that the constructor does not have; also a TypeError, as Python's and timm's callers expect."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One named model. `sizes` are the constructor keywords that make it this variant."""
@@ -72,34 +76,36 @@ def create(variant, **kwargs):
     for name, value in given.items():
         if name not in parameters:
             allowed = [key.upper() for key in parameters]
-            raise ConfigError(
+            raise UnknownArgument(
                 f"MODEL.ARGS.{name.upper()}: {variant} has no such argument{nearest(name, allowed)} "
                 f"(allowed: {listing(allowed, most=len(allowed))})"
             )
-        _check_type(config_key(name), value, parameters[name].annotation)
+        given[name] = _checked(config_key(name), value, parameters[name].annotation)
     _check_shortcut(given.get("shortcut"))
     return entry.constructor(**{**entry.sizes, **given})
 
 
-def _check_type(key, value, annotation):
-    """Whole numbers pass as floats, True and False only as bool."""
+def _checked(key, value, annotation):
+    """The value if it has the right type. Whole numbers become floats where these are asked, True and False do not."""
     kinds = typing.get_args(annotation) or (annotation,)
     if isinstance(value, bool):
         fits = bool in kinds
     else:
-        fits = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+        value = float(value) if isinstance(value, int) and float in kinds and int not in kinds else value
+        fits = isinstance(value, kinds)
     if not fits:
         wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
         raise ConfigError(f"{key} {value!r}: must be {wanted}, not {type(value).__name__}")
+    return value
 
 
 def _check_shortcut(settings):
-    """The keys and flags of the shortcut settings; ShortcutStack checks kernels and span."""
+    """The keys and flags of the shortcut settings; ShortcutStack checks kernels and span, DWShortcut impl."""
     flags = ("identity", "tied", "learned_scale")
-    allowed = ("kernels", "span", *flags)
+    allowed = ("kernels", "span", *flags, "impl")
     for name, value in (settings or {}).items():
         if name not in allowed:
             keys = [key.upper() for key in allowed]
             raise ConfigError(f"MODEL.SHORTCUT.{name.upper()}: unknown{nearest(name, keys)} (allowed: {listing(keys)})")
         if name in flags:
-            _check_type(f"MODEL.SHORTCUT.{name.upper()}", value, bool)
+            _checked(f"MODEL.SHORTCUT.{name.upper()}", value, bool)

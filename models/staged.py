@@ -1,7 +1,7 @@
 """What the pyramids share: stages of blocks on coarser and coarser grids. A level is a stage."""
 
 from models import checks
-from models.base import Backbone
+from models.base import Backbone, Level
 
 
 class Staged(Backbone):
@@ -9,13 +9,15 @@ class Staged(Backbone):
 
     def describe_levels(self, dims, strides):
         """Set `feature_info`, timm's list with a dict for each stage. strides: pixels per token of each stage."""
+        self.all_stages = len(dims)  # also when some have been removed
         levels = zip(dims, strides, strict=True)
         self.feature_info = [
-            {"num_chs": dim, "reduction": stride, "module": f"stages.{s}"} for s, (dim, stride) in enumerate(levels)
+            {"num_chs": dim, "reduction": stride, "module": f"stages.{s}.stack"}
+            for s, (dim, stride) in enumerate(levels)
         ]
 
-    def forward_stages(self, x, stop=None):
-        """(B, C, H, W) -> for each of the first `stop` stages (tokens (B, P + h*w, C_s), (h, w)).
+    def forward_stages(self, x, stop: int | None = None) -> list[Level]:
+        """(B, C, H, W) -> for each of the first `stop` stages (all if None) (tokens (B, P + h*w, C_s), (h, w)).
 
         Any image size works: what is missing to whole patches, windows or pairs is padded with zeros at the bottom and
         the right, and cropped again.
@@ -26,15 +28,14 @@ class Staged(Backbone):
         """Stages."""
         return len(self.stages)
 
-    def forward_levels(self, x, wanted, stop, norm):
+    def forward_levels(self, x, wanted: list[int], stop: int, norm: bool) -> tuple[Level, list[Level]]:
         """(tokens and grid after stage `stop`, [(patch tokens, grid)] after the stages in `wanted`)."""
         outputs = self.forward_stages(x, stop)
-        levels = []
-        for s in sorted(wanted):
-            tokens, grid = outputs[s]
-            tokens = tokens[:, self.stages[s].stack.prefix_tokens :]
-            last = s + 1 == len(self.feature_info)
-            levels.append((self.norm(tokens) if norm and last else tokens, grid))
+        levels: list[Level] = []
+        for s, (tokens, grid) in enumerate(outputs):
+            if s in wanted:
+                tokens = tokens[:, tokens.shape[1] - grid[0] * grid[1] :]  # without the class token
+                levels.append((self.norm(tokens) if norm and s + 1 == self.all_stages else tokens, grid))
         return outputs[-1], levels
 
     def keep_levels(self, count):

@@ -37,7 +37,7 @@ class PostNormBlock(Block):
         nn.init.zeros_(self.norm1.weight)
         nn.init.zeros_(self.norm2.weight)
 
-    def forward(self, x, grid):
+    def forward(self, x, grid: tuple[int, int]):
         """x: (B, N, C) -> (B, N, C); grid: (H, W)."""
         x = x + self.drop_path(self.norm1(self.attn(x, grid)))
         return x + self.drop_path(self.norm2(self.mlp(x)))
@@ -51,7 +51,7 @@ class PostNormMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(2 * dim)
 
-    def forward(self, x, grid):
+    def forward(self, x, grid: tuple[int, int]):
         """x: (B, H*W, C) -> ((B, H/2 * W/2, 2C), (H/2, W/2)); H and W even."""
         x, half = merge(x, grid)
         return self.norm(self.reduction(x)), half

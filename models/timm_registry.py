@@ -5,9 +5,11 @@ tools know them. Keywords are those of the constructors, and timm's own (global_
 There are no pretrained weights; pretrained=True works with pretrained_cfg_overlay={"file": ...} and is refused without.
 """
 
+import contextlib
 import functools
 import inspect
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
@@ -58,9 +60,14 @@ def default_cfg(variant):
     return cfg
 
 
-def build(variant, *, global_pool=None, **kwargs):
-    """The model, as `create` makes it. global_pool: 'token', 'avg', '' (tokens as they are) or None for its own."""
-    model = create(variant, **kwargs)
+def build(variant, *, global_pool=None, device=None, dtype=None, **kwargs):
+    """The model, as `create` makes it. global_pool: 'token', 'avg', '' (tokens as they are) or None for its own.
+
+    device, dtype: of its tensors, where and what PyTorch makes them if None.
+    """
+    with torch.device(device) if device is not None else contextlib.nullcontext():
+        model = create(variant, **kwargs)
+    model.to(dtype=dtype)
     if global_pool is not None:
         checks.choice("global_pool", global_pool, model.poolings)
         model.global_pool = global_pool

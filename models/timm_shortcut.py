@@ -12,14 +12,12 @@ State-dict names: timm's, and dw_shortcut.{norms.k, convs.k, scale} in the first
 
 import functools
 
-import torch.nn.functional as F
-
 from models.recompute import recomputed
 from models.shortcut import DWShortcut, check_settings
 from models.timm_blocks import IMAGE, TOKENS, find_stages, scaled_grid
 
 
-def attach(model, image_shape, *, kernels=(), span=1, identity=False, tied=False, learned_scale=False):
+def attach(model, image_shape, *, kernels=(), span=1, identity=False, tied=False, learned_scale=False, impl="auto"):
     """Put a shortcut around every `span` blocks of each stage of `model`, in place: x = blocks(x) + s(x).
 
     image_shape: (C, H, W) of the images that the model is built for.
@@ -37,7 +35,7 @@ def attach(model, image_shape, *, kernels=(), span=1, identity=False, tied=False
         step = len(stage.blocks) if span == "stage" else span
         for start in range(0, len(stage.blocks), step):
             members = stage.blocks[start : start + step]
-            shortcut = DWShortcut(stage.dim, kernels, learned_scale, identity).to(like.device, like.dtype)
+            shortcut = DWShortcut(stage.dim, kernels, learned_scale, identity, impl).to(like.device, like.dtype)
             members[0].dw_shortcut = shortcut.train(model.training)
             _join(members, stage, shortcut, image_size, tied)
             added += 1
@@ -109,18 +107,17 @@ class Bypass:
         """The blocks' output plus s(input of the group); some blocks return a tuple, whose first part is meant."""
         x, self.x_in = self.x_in, None
         if isinstance(out, tuple):
-            return out[0] + self._run(x), *out[1:]
-        return out + self._run(x)
+            return self._add(out[0], x), *out[1:]
+        return self._add(out, x)
 
-    def _run(self, x):
-        """s(x) in the layout of x; exactly zero for prefix tokens."""
+    def _add(self, out, x):
+        """out + s(x) in their layout; prefix tokens get exactly nothing."""
         if self.layout == TOKENS:  # (B, P + H*W, C)
             grid = scaled_grid(self.grid, self.built_for, self.image_size.size, x.shape[1] - self.prefix_tokens)
-            patches = self.shortcut(x[:, self.prefix_tokens :], grid)
-            return F.pad(patches, (0, 0, self.prefix_tokens, 0))
+            return self.shortcut.add(out, x, grid, self.prefix_tokens)
         if self.layout == IMAGE:  # (B, C, H, W)
-            return self.shortcut(x.flatten(2).transpose(1, 2), x.shape[2:]).transpose(1, 2).reshape(x.shape)
-        return self.shortcut(x.flatten(1, 2), x.shape[1:3]).view(x.shape)  # (B, H, W, C)
+            return out + self.shortcut(x.flatten(2).transpose(1, 2), x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return self.shortcut.add(out.flatten(1, 2), x.flatten(1, 2), x.shape[1:3]).view(x.shape)  # (B, H, W, C)
 
 
 class ImageSize:

@@ -9,7 +9,7 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from models import checks
-from models.isotropic import Isotropic, input_grid, patch_grid
+from models.isotropic import Isotropic, patch_grid
 from models.layers import Attention, Block, PatchProjection, drop_path_rates, hidden_width
 from models.registry import register
 from models.shortcut import ShortcutStack
@@ -101,7 +101,7 @@ class ViT(Isotropic):
 
     def embed(self, x):
         """See Isotropic."""
-        grid = input_grid(self, x)
+        grid = self.input_grid(x)
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.pos_embed is not None:

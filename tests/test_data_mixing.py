@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
 from torch import nn
 from torch.nn import functional as F
 
@@ -94,6 +96,41 @@ def test_smoothing_is_the_same_with_and_without_mixing():
     logits = torch.randn(6, CLASSES)
     mixed = soft(images, targets, (0,))[1]
     assert torch.allclose(soft.criterion(logits, mixed), plain.criterion(logits, targets))
+
+
+def mixture_of_timm(mixing, images, targets, key):
+    """timm's own loops, which draw and mix in one go."""
+    mix = {"batch": Mixup._mix_batch, "pair": Mixup._mix_pair, "elem": Mixup._mix_elem}[mixing.mode]
+    images = images.clone()
+    with seeded(*key):
+        share = mix(mixing.mixup, images)
+    return images, mixup_target(targets, CLASSES, share, 0.1)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize(
+    "keys", [{"mixup": 0.8, "cutmix": 1.0}, {"cutmix_minmax": [0.2, 0.8]}, {"mixup": 0.2, "cutmix": 0.3, "prob": 0.5}]
+)
+@pytest.mark.parametrize("size", [6, 7])
+def test_plans_give_the_mixture_of_timm_bit_for_bit(keys, mode, size):
+    if mode == "pair" and size % 2:
+        return
+    mixing = Mixing(CLASSES, smoothing=0.1, mode=mode, **keys)
+    for key in range(20):
+        images, targets = batch(size, key)
+        expected = mixture_of_timm(mixing, images, targets, (key, "mix"))
+        mixed = mixing(images.clone(), targets, (key, "mix"))
+        assert torch.equal(mixed[0], expected[0])
+        assert torch.equal(mixed[1], expected[1])
+        plan = mixing.plan(images.shape, (key, "mix"))
+        weights, boxes = plan.weights(size), plan.boxes(size)  # what a kernel gets
+        assert (weights.dtype, boxes.dtype) == (torch.float32, torch.int32)
+        for image in range(size):
+            other, weight = images[size - 1 - image], weights[image]
+            by_hand = weight * images[image] + (1 - weight) * other
+            top, bottom, left, right = boxes[image].tolist()
+            by_hand[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+            assert torch.allclose(by_hand, expected[0][image], atol=1e-6)
 
 
 def test_the_mixture_depends_on_the_key_alone():

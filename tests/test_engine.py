@@ -35,7 +35,7 @@ class Batches:
         self.batches = batches
         self.batches_per_epoch = len(batches)
 
-    def epoch(self, _epoch, start=0):
+    def to_mix(self, _epoch, start=0):
         return iter(self.batches[start:])
 
 

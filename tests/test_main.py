@@ -114,7 +114,7 @@ def test_throughput_leaves_nothing_behind(tmp_path, ranks):
     argv = arguments(config, tmp_path / "out", "--throughput")
     results = run(argv, tmp_path, ranks=ranks, fault=("quick_throughput", {}))
     assert [result.code for result in results] == [0] * ranks, results[0].output
-    for name in ("training step", "data path alone", "forward pass"):
+    for name in ("training step", "data path alone", "end to end", "forward pass"):
         assert name in results[0].output
     assert not (tmp_path / "out").exists()
 

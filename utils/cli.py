@@ -74,14 +74,31 @@ def build_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     group = parser.add_argument_group("what to run")
-    group.add_argument("--cfg", metavar="FILE", help="YAML configuration (required)")
-    group.add_argument("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE",
-                       help='change any keys: TRAIN.EPOCHS 100 MODEL.SHORTCUT.KERNELS "[3, 5]"')  # fmt: skip
+    add_configuration(group)
     modes = group.add_mutually_exclusive_group()
     modes.add_argument("--eval", action="store_true", help="evaluate the checkpoint given by --resume, train nothing")
     modes.add_argument("--throughput", action="store_true", help="measure images per second, train nothing")
     group.add_argument("--print-config", action="store_true", help="print every value with its origin, run nothing")
+    add_settings(parser)
+    group = parser.add_argument_group("run folder: OUTPUT/name of the configuration/TAG")
+    _add(group, "--output", "DIR", "where run folders are made")
+    _add(group, "--tag", "NAME", "name of this run among runs of the same configuration")
 
+    group = parser.add_argument_group("launchers")
+    group.add_argument("--local-rank", "--local_rank", type=int, default=0, metavar="N",
+                       help="given by torch.distributed.launch; the variable LOCAL_RANK wins")  # fmt: skip
+    return parser
+
+
+def add_configuration(group):
+    """--cfg and --opts, here and for tools that read a configuration."""
+    group.add_argument("--cfg", metavar="FILE", help="YAML configuration (required)")
+    group.add_argument("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE",
+                       help='change any keys: TRAIN.EPOCHS 100 MODEL.SHORTCUT.KERNELS "[3, 5]"')  # fmt: skip
+
+
+def add_settings(parser):
+    """The short forms of configuration keys, likewise; all of KEYS but the run folder's --output and --tag."""
     group = parser.add_argument_group("data")
     _add(group, "--data-path", "DIR", "folder that holds the dataset")
     _add(group, "--batch-size", int, "images per process and forward pass")
@@ -103,15 +120,6 @@ def build_parser():
     _add(group, "--amp-dtype", "TYPE", "auto, bfloat16, float16 or float32")
     _add(group, "--compile", None, "compile the model (torch.compile)")
     _add(group, "--device", "NAME", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, ...")
-
-    group = parser.add_argument_group("run folder: OUTPUT/name of the configuration/TAG")
-    _add(group, "--output", "DIR", "where run folders are made")
-    _add(group, "--tag", "NAME", "name of this run among runs of the same configuration")
-
-    group = parser.add_argument_group("launchers")
-    group.add_argument("--local-rank", "--local_rank", type=int, default=0, metavar="N",
-                       help="given by torch.distributed.launch; the variable LOCAL_RANK wins")  # fmt: skip
-    return parser
 
 
 def _add(group, flag, kind, text, *aliases):
@@ -140,7 +148,7 @@ def flag_overrides(args):
     """`{'DATA.BATCH_SIZE': (64, '--batch-size'), ...}` for every flag that was given, 0 and '' included."""
     given = {}
     for flag, key in KEYS.items():
-        value = getattr(args, flag[2:].replace("-", "_"))
+        value = getattr(args, flag[2:].replace("-", "_"), None)
         if value is not None:
             given[key] = (False if flag == "--disable-amp" else value, flag)
     return given

@@ -23,6 +23,7 @@ CHOICES = {
     "TRAIN.SYNC_BN": ("auto", "on", "off"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step", "constant"),
     "AMP.DTYPE": ("auto", "bfloat16", "float16", "float32"),
+    "AMP.RESIDUAL": ("float32", "bfloat16"),
     "TEST.WEIGHTS": ("auto", "model", "ema"),
 }
 
@@ -137,6 +138,7 @@ def check(cfg, origins):
     _check_schedule(cfg.TRAIN, origins)
     _check_mixing(cfg, origins)
     _check_graphs(cfg, origins)
+    _check_residual(cfg.AMP, origins)
     _check_normalisation(cfg.DATA, origins)
     _check_optimizer(cfg.TRAIN.OPTIMIZER.NAME, origins)
 
@@ -176,6 +178,15 @@ def _check_graphs(cfg, origins):
         raise ConfigError(
             f"COMPILE_MODE: {cfg.COMPILE_MODE} ({origins['COMPILE_MODE']}) uses CUDA graphs - allowed: default or "
             f"max-autotune-no-cudagraphs with TRAIN.ACCUMULATION_STEPS {cfg.TRAIN.ACCUMULATION_STEPS}"
+        )
+
+
+def _check_residual(amp, origins):
+    if amp.RESIDUAL == "bfloat16" and not (amp.ENABLE and amp.DTYPE in ("auto", "bfloat16")):
+        given = "AMP.DTYPE" if amp.ENABLE else "AMP.ENABLE"
+        raise ConfigError(
+            f"AMP.RESIDUAL: bfloat16 ({origins['AMP.RESIDUAL']}) - allowed: float32 without bfloat16 products "
+            f"({given}: {shown_value(amp[given.partition('.')[2]])}, {origins[given]})"
         )
 
 

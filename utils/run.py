@@ -101,7 +101,7 @@ class Run:
 
     def _restore(self, path):
         payload = checkpoint.load(path)
-        changes = training_state.check_same_run(self.config, self.world, payload, path)
+        changes = training_state.check_same_run(self.config, self.world, payload, path, self.data.info.pipeline)
         check_classes(payload, self.data.info, path)
         training_state.restore(self.state, payload, path, self.per_epoch)
         self.saved_step = self.state.progress.step

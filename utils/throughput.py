@@ -1,5 +1,6 @@
-"""--throughput: images per second of the forward pass, of a whole training step, and of the data path, apart."""
+"""--throughput: images per second of the model's step, of the data path, and of both together, apart."""
 
+import itertools
 import statistics
 import time
 
@@ -42,12 +43,12 @@ def timed(function, calls, device):
 
 
 def measure(config, world, log):
-    """Print the three rates over all ranks, with the batch, device and number format they were measured with."""
+    """Print the rates over all ranks, with the batch, device and number format they were measured with."""
     data, model = run.build(config, world, log)
     state = training_state.build_state(config, world, model, data.mixing.criterion, data.train.batches_per_epoch)
     settings = training_state.build_settings(config, world.device)
-    batches = endless(data.train)
-    images, targets = next(batches)
+    images, targets = next(endless(data.train))
+    batches = endless_to_mix(data.train)  # the passes of a loader share its workers: one at a time
     on_device = images.to(world.device), targets.to(world.device)
     no_wishes = [0.0] * (len(STOP_SIGNALS) + 1)
 
@@ -56,10 +57,18 @@ def measure(config, world, log):
         with autocast(world.device, settings.amp_dtype):
             state.eval_runner(on_device[0])
 
-    def step():
-        train_step(state, settings, data.mixing, world, [on_device], lambda: no_wishes)
+    def step(batch=on_device):
+        train_step(state, settings, data.mixing, world, [batch], lambda: no_wishes)
 
-    measured = [("training step, data on the device", step), ("data path alone", lambda: next(batches))]
+    def mixed():
+        batch = (tensor.to(world.device, non_blocking=True) for tensor in next(batches))
+        data.mixing(*batch, key=(settings.seed, "throughput"))
+
+    measured = [
+        ("training step, data on the device", step),
+        ("data path alone, mixed", mixed),
+        ("end to end", lambda: step(next(batches))),
+    ]
     state.runner.train()
     rows = [(name, images_per_second(function, len(images), world)) for name, function in measured]
     state.evaluator.eval()
@@ -70,9 +79,13 @@ def measure(config, world, log):
         log.info(f"{name}: {median:.0f} img/s (from {low:.0f} to {high:.0f})")
 
 
+def endless_to_mix(loader):
+    """Batches of epoch after epoch, as the engine takes them."""
+    for epoch in itertools.count():
+        yield from loader.to_mix(epoch)
+
+
 def endless(loader):
-    """Batches of epoch after epoch."""
-    epoch = 0
-    while True:
+    """Finished batches of epoch after epoch."""
+    for epoch in itertools.count():
         yield from loader.epoch(epoch)
-        epoch += 1

@@ -132,7 +132,12 @@ def to_payload(state, config, info, world, per_epoch):
     return {
         "format": FORMAT,
         "config": to_plain(config),
-        "data": {"classes": list(info.class_names), "mean": list(info.mean), "std": list(info.std)},
+        "data": {
+            "classes": list(info.class_names),
+            "mean": list(info.mean),
+            "std": list(info.std),
+            "pipeline": info.pipeline,
+        },
         "world_size": world.size,
         "steps_per_epoch": per_epoch,
         "model": {name: tensor.clone() for name, tensor in state.model.state_dict().items()},  # some are views
@@ -165,10 +170,13 @@ def rescale_position(progress, old_per_epoch, new_per_epoch, path):
     progress.step = progress.step // old_per_epoch * new_per_epoch
 
 
-def check_same_run(config, world, payload, path):
+def check_same_run(config, world, payload, path, pipeline="cpu"):
     """Raise MismatchError listing the keys in which a checkpoint's configuration differs from `config`."""
     stored = completed(payload["config"])
     changes = [entry for entry in difference(stored, to_plain(config)) if entry[0] not in FREE_KEYS]
+    trained_by = payload.get("data", {}).get("pipeline", "cpu")
+    if trained_by != pipeline and "DATA.PIPELINE" not in [key for key, *_ in changes]:
+        changes.append(("DATA.PIPELINE", trained_by, pipeline))  # what 'auto' chose then and what it chooses here
     if payload["world_size"] != world.size:
         changes.append(("processes", payload["world_size"], world.size))
     if changes and not config.TRAIN.ALLOW_CHANGES:

@@ -1,0 +1,114 @@
+"""Whether the fast paths learn as well: equal short runs on the reference path and on each faster one, several seeds.
+
+python -m benchmarks.accuracy --cfg FILE --data-path DIR [--seeds 0 1 2] [--paths NAME ...] [--opts KEY VALUE ...]
+
+Every path starts from the same weights and sees the images in the same order for a seed; its augmentation draws its own
+random numbers. Reported is the last epoch, which nothing is chosen by: mean and deviation over seeds, and the
+difference to the first path, seed by seed, with its 95 % confidence interval. Finished runs are kept and not repeated.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON
+from benchmarks.model_step import COMPILED, FUSED, GRAPHS, UNFUSED
+from benchmarks.record import RESULTS, machine, write
+from tools.paired import paired_difference, spread
+from tools.runs import read_run
+from utils.distributed import choose_device
+from utils.errors import ConfigError, listing, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = {  # name: what differs from the configuration; all but the first two need a GPU
+    "reference": (*CPU_DATA, *UNFUSED),
+    "device": (*DEVICE_DATA, *TORCH, *UNFUSED),
+    "compiled": (*DEVICE_DATA, *TRITON, *UNFUSED, *COMPILED),
+    "fused": (*DEVICE_DATA, *TRITON, *FUSED, *GRAPHS),
+    "bf16-residual": (*DEVICE_DATA, *TRITON, *FUSED, *GRAPHS, "AMP.RESIDUAL", "bfloat16"),
+}
+ON_CPU = ("reference", "device")
+
+
+def train(cfg, path, seed, options):
+    """The finished RunRecord of one run; raises CalledProcessError if main.py fails."""
+    output, name = Path(options.runs), f"{Path(cfg).stem}_{path}"
+    folder = output / name / f"seed{seed}"
+    command = [sys.executable, str(ROOT / "main.py"), "--cfg", cfg, "--data-path", options.data_path]
+    command += ["--output", str(output), "--tag", f"seed{seed}", "--seed", str(seed), "--device", options.device]
+    command += ["--opts", "MODEL.NAME", name, *PATHS[path], *options.opts]
+    if not (folder / "summary.json").is_file():
+        subprocess.run(command, check=True)
+    return read_run(folder)
+
+
+def compare(finals):
+    """{path: {'accuracy': per seed, 'mean', 'std', 'n', 'difference', 'low', 'high'}} of {path: {seed: final row}}."""
+    reference = {seed: row["accuracy"] for seed, row in next(iter(finals.values())).items()}
+    found = {}
+    for path, rows in finals.items():
+        accuracy = {seed: row["accuracy"] for seed, row in rows.items()}
+        whole, difference = spread(accuracy.values()), paired_difference(accuracy, reference)
+        found[path] = {
+            "accuracy": accuracy,
+            "correct": sum(row["correct"] for row in rows.values()),
+            "total": sum(row["total"] for row in rows.values()),
+            "mean": whole.mean,
+            "std": whole.std,
+            "n": whole.n,
+            "difference": difference.mean,
+            "low": difference.low,
+            "high": difference.high,
+        }
+    return found
+
+
+def rows_of(found):
+    """Rows of the table."""
+    rows = []
+    for number, (path, result) in enumerate(found.items()):
+        std = "" if result["std"] is None else f" ± {result['std']:.2f}"
+        difference = "-" if number == 0 else f"{result['difference']:+.2f}"
+        if number and result["low"] is not None:
+            difference += f" ({result['low']:+.2f} to {result['high']:+.2f})"
+        counts = f"{result['correct']}/{result['total']}"
+        rows.append([path, f"{result['mean']:.2f}{std} % ({result['n']})", counts, difference])
+    return rows
+
+
+def chosen_paths(names, device):
+    """The paths to run: those asked for, else all that the device has."""
+    for name in names or ():
+        if name not in PATHS:
+            raise ConfigError(f"--paths {name}: one of {listing(PATHS)}{nearest(name, PATHS)}")
+    return names or (list(PATHS) if device.type == "cuda" else list(ON_CPU))
+
+
+def main(argv=None):
+    """Train and write results/accuracy_<device>.{json,md}."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, metavar="FILE")
+    parser.add_argument("--data-path", default="", metavar="DIR")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--paths", nargs="+", metavar="NAME", help=f"of {', '.join(PATHS)}; the first is the reference")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", default="output/accuracy", metavar="DIR", help="where the run folders are kept")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE")
+    parser.add_argument("--output", default=RESULTS, metavar="DIR")
+    options = parser.parse_args(argv)
+    device = choose_device(options.device)
+    paths = chosen_paths(options.paths, device)
+    finals = {path: {} for path in paths}
+    for seed in options.seeds:  # seed by seed, so that an interrupted comparison is already one
+        for path in paths:
+            finals[path][seed] = train(options.cfg, path, seed, options).summary["final"]
+    found = compare(finals)
+    header = ["path", "accuracy, mean ± std (n)", "correct/total", "difference, points (95 % interval)"]
+    title = f"Accuracy by path: {options.cfg} {' '.join(options.opts)}".strip()
+    content = {"cfg": options.cfg, "opts": options.opts, "results": found}
+    write(f"accuracy_{device.type}", title, machine(device), content, header, rows_of(found), options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Images per second of the data path alone: read, augmented, mixed, ready on the device.
+
+python -m benchmarks.loader --data-path DIR [--cfg FILE] [--batch 128] [--device cuda] [--output DIR]
+    [--opts KEY VALUE ...]
+
+Compares, interleaved in one process: PIL in this process (one core), PIL in worker processes, timm's own loader with as
+many workers, and the device path in plain PyTorch and in Triton. For the plain PyTorch form the bytes and the operators
+per image are counted too.
+"""
+
+import argparse
+import itertools
+from dataclasses import asdict
+
+import torch
+
+from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON, quiet, timm_batches
+from benchmarks.model_step import CFG, PACE
+from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
+from benchmarks.record import RESULTS, machine, write
+from benchmarks.steps import configuration
+from benchmarks.traffic import CountTraffic
+from data.build import build_data, worker_count
+from utils.distributed import choose_device
+from utils.throughput import endless_to_mix
+
+ONE_CORE = ("DATA.NUM_WORKERS", "0")
+CASES = {
+    "PIL, one core": (*CPU_DATA, *ONE_CORE),
+    "PIL, {workers} workers": CPU_DATA,
+    "device, plain PyTorch": (*DEVICE_DATA, *TORCH),
+    "device, Triton": (*DEVICE_DATA, *TRITON),
+}
+
+
+def our_batches(config, device):
+    """next_batch() of this project's data path with mixing, its images on `device`."""
+    data = build_data(config, device=device, log=quiet)
+    batches, calls = endless_to_mix(data.train), itertools.count()
+
+    def next_batch():
+        images, targets = next(batches)
+        return data.mixing(images.to(device, non_blocking=True), targets.to(device), key=(config.SEED, next(calls)))
+
+    return next_batch
+
+
+def their_batches(config, device):
+    """next_batch() of timm's loader for the same recipe, its images on `device`, not mixed."""
+    batches = timm_batches(config, build_data(config, device=device, log=quiet), device)
+
+    def next_batch():
+        images, targets = next(batches)
+        return images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+    return next_batch
+
+
+def cases(cfg, batch, device, options):
+    """{name: next_batch()} of everything that runs on `device`."""
+    workers = worker_count(-1, 1)
+    found = {}
+    for title, ours in CASES.items():
+        if "Triton" not in title or device.type == "cuda":
+            config = configuration(cfg, batch, *ours, *options)
+            found[title.format(workers=workers)] = our_batches(config, device)
+    found[f"timm, {workers} workers"] = their_batches(configuration(cfg, batch, *CPU_DATA, *options), device)
+    return found
+
+
+def traffic_of(next_batch, batch):
+    """(bytes, operators) per image of one call, counted by tracing; images per second do not depend on it."""
+    with CountTraffic() as counter:
+        next_batch()
+    return counter.traffic.total // batch, sum(counter.traffic.calls.values()) / batch
+
+
+def measure(cfg, batch, device, pace, options):
+    """({name: Timing}, {name: figures})."""
+    found = cases(cfg, batch, device, options)
+    timings = interleaved(found, batch, device, **pace)
+    results = {name: asdict(timing) for name, timing in timings.items()}
+    name = "device, plain PyTorch"
+    results[name]["bytes"], results[name]["operators"] = traffic_of(found[name], batch)
+    return timings, results
+
+
+def rows_of(timings, results):
+    """Rows of the table; ratios are to PIL on one core, which comes first."""
+    baseline, uncertainty = next(iter(timings.values())), spread(timings)
+    rows = []
+    for name, timing in timings.items():
+        ratio = (
+            ratio_text(timing, baseline, uncertainty) if not name.endswith(AGAIN) else f"(±{100 * uncertainty:.1f} %)"
+        )
+        size = results[name].get("bytes")
+        counted = ["-", "-"] if size is None else [f"{size / 1e6:.1f}", f"{results[name]['operators']:.1f}"]
+        rows.append([name, f"{timing.median:.0f}", f"{timing.low:.0f} to {timing.high:.0f}", ratio, *counted])
+    return rows
+
+
+def main(argv=None):
+    """Measure and write results/loader_<device>.{json,md}."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-path", default="", metavar="DIR")
+    parser.add_argument("--cfg", default=CFG["cuda"], metavar="FILE")
+    parser.add_argument("--batch", type=int, default=128, metavar="N")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE")
+    parser.add_argument("--output", default=RESULTS, metavar="DIR")
+    options = parser.parse_args(argv)
+    device = choose_device(options.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    extra = ["DATA.DATA_PATH", options.data_path, *options.opts]
+    timings, results = measure(options.cfg, options.batch, device, PACE[device.type], extra)
+    header = ["case", "img/s, median", "range", "times the first", "MB per image", "operators per image"]
+    title = f"The data path alone: {options.cfg} {' '.join(options.opts)}".strip()
+    content = {"cfg": options.cfg, "batch": options.batch, "opts": options.opts, "results": results}
+    write(f"loader_{device.type}", title, machine(device), content, header, rows_of(timings, results), options.output)
+
+
+if __name__ == "__main__":
+    main()

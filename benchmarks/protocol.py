@@ -1,0 +1,82 @@
+"""How things are timed against each other: interleaved blocks, medians, ranges, and a check of the clock.
+
+All cases are warmed up first (compilation included, timed apart). Then every round runs one block of each case,
+forwards in even rounds and backwards in odd ones (ABBA), so that a machine that slows down slows all of them. The first
+case runs once more at the end of each round under its name + `AGAIN`: how far it is from itself is what the machine
+cannot tell apart.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+AGAIN = " (again)"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Images per second of one case: median, lowest and highest block; seconds that the warm-up took."""
+
+    median: float
+    low: float
+    high: float
+    warmup_seconds: float
+
+
+def synchronize(device):
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def block_seconds(step, steps, device):
+    """Seconds of `steps` calls: by CUDA events on a GPU, else by the clock until the device is done."""
+    synchronize(device)
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(steps):
+            step()
+        end.record()
+        synchronize(device)
+        return start.elapsed_time(end) / 1000
+    before = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize(device)
+    return time.perf_counter() - before
+
+
+def interleaved(cases, images, device, *, warmup=20, blocks=5, steps=50):
+    """Time every case of {name: step()}, which handles `images` images a call; returns {name: Timing}.
+
+    The first case also appears as its name + AGAIN.
+    """
+    warm = {name: block_seconds(step, warmup, device) for name, step in cases.items()}
+    first = next(iter(cases))
+    order = [*cases.items(), (first + AGAIN, cases[first])]
+    rates = {name: [] for name, _ in order}
+    for round_number in range(blocks):
+        for name, step in order if round_number % 2 == 0 else reversed(order):
+            rates[name].append(images * steps / block_seconds(step, steps, device))
+    return {
+        name: Timing(statistics.median(values), min(values), max(values), warm[name.removesuffix(AGAIN)])
+        for name, values in rates.items()
+    }
+
+
+def spread(timings):
+    """How far the first case is from itself, as a fraction: a smaller difference between two cases means nothing."""
+    again = next(name for name in timings if name.endswith(AGAIN))
+    first, second = timings[again.removesuffix(AGAIN)], timings[again]
+    return abs(first.median - second.median) / first.median
+
+
+def ratio_text(timing, baseline, uncertainty):
+    """`1.53` times the baseline's median, or `no difference` within the clock's own uncertainty."""
+    ratio = timing.median / baseline.median
+    return "no difference" if abs(ratio - 1) <= uncertainty else f"{ratio:.2f}"

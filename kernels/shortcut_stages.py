@@ -1,0 +1,137 @@
+"""The stages of the fused shortcut as functions on tensors: each allocates its result and runs one Triton kernel.
+
+parameters: (weight (k, C, K, K), bias (C,), gamma (k, C), beta (k, C), scale (1,) or None), in the type of the
+arithmetic, `wide`. Tokens are (B, P + H*W, C) with any strides, but neighbouring channels side by side.
+"""
+
+import torch
+import torch.distributed as dist
+import triton
+import triton.language as tl
+
+from kernels import shortcut, shortcut_channels
+
+# Tokens of one program: of kernels that write a sum for each program (few rows of sums), of the others (few registers).
+MOMENT_ROWS, SUM_ROWS, MAP_ROWS = 128, 256, 64
+SPAN = 1024  # partial moments that one program combines
+CHANNELS = 16  # of one program of the kernels that have no tokens
+
+
+def gelu_moments(x, patches, stored, wide):
+    """(GELU of the last `patches` tokens of every image (B, N, C) in the type `stored`, moments (programs, 3, C))."""
+    batch, tokens, channels = x.shape
+    g = x.new_empty(batch, patches, channels, dtype=stored)
+    partial = x.new_empty(triton.cdiv(batch * patches, MOMENT_ROWS), 3, channels, dtype=wide)
+    sizes = (batch * patches, patches, tokens - patches, channels, *x.stride()[:2])
+    run(shortcut.gelu_moments_kernel, sizes[0], MOMENT_ROWS, 8, (x, g, partial, *sizes), wide)
+    return g, partial
+
+
+def combine(parts):
+    """(n, 3, C) counts, means and sums of squared deviations of n parts -> (3, C), those of the whole."""
+    n, _, channels = parts.shape
+    out = parts.new_empty(triton.cdiv(n, SPAN), 3, channels)
+    programs = triton.cdiv(channels, CHANNELS), len(out)
+    launch(shortcut_channels.combine_kernel, programs, (parts, out, n, min(n, SPAN), channels), parts.dtype, ROWS=64)
+    return out[0] if len(out) == 1 else combine(out)
+
+
+def gather_ranks(x):
+    """x of all ranks, stacked: (ranks, *x.shape)."""
+    gathered = x.new_empty(dist.get_world_size(), *x.shape)
+    dist.all_gather_into_tensor(gathered.flatten(0, 1), x.contiguous())
+    return gathered
+
+
+def fold(parameters, mean, variance, eps, identity):
+    """(table (2 K^2 + 2, C) for `add`, 1 / sqrt(variance + eps) (k, C)); mean, variance: (k, C) or (1, C) for all."""
+    table = mean.new_empty(2 * parameters[0][0, 0].numel() + 2, mean.shape[1])
+    inverse = torch.empty_like(parameters[2])
+    arguments = (*parameters, mean, variance, table, inverse, eps, per_norm(mean), mean.shape[1])
+    per_channel(shortcut_channels.fold_kernel, parameters, arguments, identity)
+    return table, inverse
+
+
+def add(residual, x, g, table, grid, identity):
+    """Out, like residual; see add_kernel."""
+    out = residual.new_empty(residual.shape)
+    kernel = round((len(table) / 2 - 1) ** 0.5)
+    arguments = (residual, x, g, table, out, *sizes(residual, grid, everything=True), *strides(residual, x))
+    rows = arguments[5]
+    run(shortcut.add_kernel, rows, MAP_ROWS, 4, arguments, table.dtype, KERNEL=kernel, IDENTITY=identity)
+    return out
+
+
+def correlate(d, x, g, grid, kernel, wide, identity):
+    """(2 K^2 + 1, C): the sums G, H and, with `identity`, of d * x."""
+    partial = d.new_empty(triton.cdiv(g.shape[0] * g.shape[1], SUM_ROWS), 2 * kernel**2 + 1, g.shape[2], dtype=wide)
+    arguments = (d, x, g, partial, *sizes(d, grid, everything=False), *strides(d, x))
+    rows = arguments[4]
+    run(shortcut.correlate_kernel, rows, SUM_ROWS, 8, arguments, wide, KERNEL=kernel, IDENTITY=identity)
+    return partial.sum(0)
+
+
+def unfold(sums, parameters, mean, inverse, identity):
+    """(gradients of the parameters, that of scale per channel (C,); table (K^2 + 3, C) for `input_gradient`)."""
+    weight, bias, gamma, beta, _ = parameters
+    gradients = [torch.empty_like(p) for p in (weight, bias, gamma, beta, bias)]
+    table = sums.new_empty(weight[0, 0].numel() + 3, sums.shape[1])
+    arguments = (sums, *parameters, mean, inverse, *gradients, table, per_norm(mean), sums.shape[1])
+    per_channel(shortcut_channels.unfold_kernel, parameters, arguments, identity)
+    return gradients, table
+
+
+def input_gradient(d, x, table, moments, grid, from_batch):
+    """Gradient like x; moments (3, C) are read if the norms used those of the batch."""
+    out = x.new_empty(x.shape)
+    kernel = round((len(table) - 3) ** 0.5)
+    arguments = (d, x, table, moments, out, *sizes(d, grid, everything=True), *strides(d, x))
+    rows = arguments[5]
+    run(shortcut.input_gradient_kernel, rows, MAP_ROWS, 4, arguments, table.dtype, KERNEL=kernel, BATCH=from_batch)
+    return out
+
+
+def sizes(tokens, grid, everything):
+    """(tokens of the batch, tokens of an image, P, H, W, C), the first two with the prefix tokens or without them."""
+    batch, count, channels = tokens.shape
+    prefix = count - grid[0] * grid[1]
+    handled = count if everything else count - prefix
+    return batch * handled, handled, prefix, *grid, channels
+
+
+def strides(*tensors):
+    """Of the images and tokens of each."""
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:2])
+
+
+def per_norm(rows):
+    """Distance between the rows of two norms; 0 if there is one row for all."""
+    return rows.shape[1] if len(rows) > 1 else 0
+
+
+def per_channel(kernel, parameters, arguments, identity):
+    """Run `fold_kernel` or `unfold_kernel`."""
+    weight, *_, scale = parameters
+    taps = weight[0, 0].numel()
+    launch(
+        kernel, (triton.cdiv(weight.shape[1], CHANNELS),), arguments, weight.dtype,
+        KERNELS=len(weight), TAPS=taps, ROWS=triton.next_power_of_2(taps), SCALED=scale is not None, IDENTITY=identity,
+    )  # fmt: skip
+
+
+def launch(kernel, programs, arguments, wide, **constants):
+    """Run a kernel of shortcut_channels."""
+    wide = tl.float64 if wide == torch.float64 else tl.float32
+    with torch.cuda.device_of(arguments[0]):
+        kernel[programs](*arguments, WIDE=wide, BLOCK_C=CHANNELS, num_warps=4, **constants)
+
+
+def run(kernel, total, rows, warps, arguments, wide, **constants):
+    """Run a kernel of shortcut over `total` tokens, `rows` in each program."""
+    channels = arguments[0].shape[2]
+    block_c = 32 if 0 < channels % 64 <= 32 else 64
+    wide = tl.float64 if wide == torch.float64 else tl.float32
+    with torch.cuda.device_of(arguments[0]):
+        kernel[triton.cdiv(total, rows), triton.cdiv(channels, block_c)](
+            *arguments, WIDE=wide, ROWS=rows, BLOCK_C=block_c, num_warps=warps, **constants
+        )

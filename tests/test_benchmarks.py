@@ -1,0 +1,107 @@
+"""The benchmarks measure what they say; the traced bytes of every model stay where they were."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import accuracy, end_to_end, model_step
+from benchmarks import bytes as traced
+from benchmarks.protocol import AGAIN, Timing, interleaved, ratio_text, spread
+from benchmarks.record import RESULTS, table
+from benchmarks.traffic import training_traffic
+from tests.small import small
+
+CPU = torch.device("cpu")
+CEILING = 1.03
+RECORDED = json.loads((RESULTS / "bytes.json").read_text())["models"]
+
+
+def test_blocks_are_interleaved_forwards_and_backwards():
+    calls = []
+    timings = interleaved(
+        {name: lambda name=name: calls.append(name) for name in "ab"}, 8, CPU, warmup=2, blocks=2, steps=3
+    )
+    assert "".join(calls) == "aabb" + "aaabbbaaa" + "aaabbbaaa"
+    assert list(timings) == ["a", "b", "a" + AGAIN]
+    assert all(0 < t.low <= t.median <= t.high for t in timings.values())
+
+
+def test_a_difference_within_the_clocks_own_is_none():
+    timings = {name: Timing(rate, rate, rate, 0) for name, rate in (("a", 100), ("b", 150), ("a" + AGAIN, 96))}
+    assert spread(timings) == pytest.approx(0.04)
+    assert ratio_text(timings["b"], timings["a"], 0.04) == "1.50"
+    assert ratio_text(Timing(103, 103, 103, 0), timings["a"], 0.04) == "no difference"
+
+
+def test_bytes_of_a_linear_layer_counted_by_hand():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(12, 5, bias=False)
+
+        def forward(self, x):
+            return self.linear(x.flatten(1))
+
+    traffic = training_traffic(Model, 7, (2, 2), 5, amp_dtype=None)
+    x, weight, y = 7 * 12, 5 * 12, 7 * 5  # forward y = x W^T; backward: W's gradient y^T x; the images need none
+    assert traffic.bytes["mm"] == 4 * ((x + weight + y) + (y + x + weight))
+    assert traffic.calls["mm"] == 2
+
+
+@pytest.mark.parametrize("name", sorted(RECORDED))
+def test_no_model_moves_more_bytes_than_recorded(name):
+    cases = traced.cases()
+    written_out = ", attention written out"
+    found = traced.measure(cases[name.removesuffix(written_out)], name.endswith(written_out))
+    assert found["bytes"] <= CEILING * RECORDED[name]["bytes"], "python -m benchmarks.bytes records the new figure"
+
+
+def test_a_row_for_every_model_is_recorded():
+    assert len(RECORDED) == len(traced.cases()) + 1
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "MODEL: {TYPE: vit_tiny, ARGS: {PATCH_SIZE: 8, DEPTH: 1}, SHORTCUT: {KERNELS: [3]}}\n"
+        "DATA: {DATASET: 'fake:train=32,val=4,classes=10', IMG_SIZE: 32, BATCH_SIZE: 4, NUM_WORKERS: 0}\n"
+    )
+    return path
+
+
+def test_every_case_of_the_model_step_trains(tiny_config, monkeypatch):
+    monkeypatch.setattr(model_step, "TIMM", {})
+    pace = {"warmup": 1, "blocks": 1, "steps": 1}
+    timings = model_step.measure(tiny_config, 4, CPU, pace, compiled=False)
+    assert list(timings)[:2] == ["original's way, shortcut", "ours, plain, eager"]
+    rows = model_step.rows_of(4, timings)
+    assert table(["batch", *"abcde"], rows).count("\n") == len(timings) + 1
+
+
+def test_every_case_from_images_to_weights_trains(tiny_config, monkeypatch):
+    monkeypatch.setattr(end_to_end, "TIMM", {})
+    pace = {"warmup": 1, "blocks": 1, "steps": 1}
+    timings, results = end_to_end.measure(tiny_config, 4, CPU, pace, [], compiled=False)
+    assert "ours, data on the device, eager" in timings
+    assert all(0 <= results[name]["waiting"] <= 1 for name in timings if not name.endswith(AGAIN))
+    assert all(row[-1] == "-" for row in end_to_end.rows_of(4, timings, results))
+
+
+def test_small_models_have_small_traffic():
+    small_traffic = training_traffic(lambda: small("vit_tiny"), 4, (32, 32), 5)
+    assert 0 < small_traffic.total / 4 < RECORDED["ViT-Tiny"]["bytes"] / 50
+
+
+def finals(*accuracies):
+    return {seed: {"accuracy": a, "correct": int(a // 10), "total": 10} for seed, a in enumerate(accuracies)}
+
+
+def test_accuracies_are_compared_seed_by_seed():
+    found = accuracy.compare({"reference": finals(50.0, 60.0), "device": finals(51.0, 63.0)})
+    assert (found["device"]["difference"], found["device"]["mean"]) == (2.0, 57.0)
+    # two differences, 1 and 3: standard error 1, and Student's t with one degree of freedom is 12.706
+    assert found["device"]["high"] == pytest.approx(2.0 + 12.706, abs=1e-3)
+    assert accuracy.rows_of(found)[1] == ["device", "57.00 ± 8.49 % (2)", "11/20", "+2.00 (-10.71 to +14.71)"]
