@@ -138,7 +138,7 @@ class ShortcutStack(nn.Module):
 
     def stream(self, x):
         """x in the type of the residual stream, where one is set and autocast is on."""
-        if self.residual_type is None or not torch.is_autocast_enabled(x.device.type):
+        if self.residual_type is None or x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return x
         return x.to(self.residual_type)
 

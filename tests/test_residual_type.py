@@ -7,6 +7,7 @@ from config import check, load_config
 from models.build import build_model
 from tests.small import small, small_sizes
 from utils.errors import ConfigError
+from utils.flops import count_macs
 
 VARIANTS = ("vit_tiny", "cait_xxs12", "swin_tiny", "dwnet_tiny", "cvt_13")
 
@@ -33,6 +34,7 @@ def test_tokens_keep_the_type_and_the_logits_stay_close(variant):
     assert torch.equal(model(images), exact)  # without autocast nothing changes
     seen, rounded = types_between_blocks(model, images)
     assert seen == {torch.bfloat16}
+    assert count_macs(model, size)["total"] > 0  # on the meta device, which has no autocast
     assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()
     model.set_residual_type(None)
     usual, _ = types_between_blocks(model, images)
