@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 from timm.data import create_loader
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import Dataset
 
 from benchmarks.model_step import BATCH, CFG, COMPILED, FUSED, GRAPHS, PACE, TIMM, UNFUSED, lower
 from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread, synchronize
@@ -23,7 +24,7 @@ from benchmarks.record import RESULTS, machine, write
 from benchmarks.steps import configuration, original_step, our_step, timm_step
 from data.build import build_data, worker_count
 from utils.distributed import choose_device
-from utils.throughput import endless
+from utils.throughput import endless, endless_to_mix
 
 CPU_DATA, DEVICE_DATA = ("DATA.PIPELINE", "cpu"), ("DATA.PIPELINE", "device")
 TORCH, TRITON = ("DATA.AUGMENT_IMPL", "torch"), ("DATA.AUGMENT_IMPL", "triton")
@@ -59,11 +60,25 @@ def quiet(_line):
     """A log that nobody reads."""
 
 
+class ForTimm(Dataset):
+    """Our images as timm's datasets are: its loader sets `transform`."""
+
+    def __init__(self, images):
+        self.images, self.transform = images, None
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image, label = self.images[index]
+        return self.transform(image), label
+
+
 def timm_batches(config, data, device):
     """Endless batches of timm's own loader with the configuration's recipe, as timm's train.py builds it."""
     size = config.DATA.IMG_SIZE
     loader = create_loader(
-        data.train.samples.images,
+        ForTimm(data.train.samples.images),
         input_size=(3, size, size) if isinstance(size, int) else (3, *size),
         batch_size=config.DATA.BATCH_SIZE,
         is_training=True,
@@ -105,7 +120,7 @@ def cases(cfg, batch, device, options, compiled=True):
         wanted = compiled or "True" not in ours
         if wanted and (device.type == "cuda" or not any(part in title for part in GPU_ONLY)):
             config = configuration(cfg, batch, *ours, *options)
-            waiting = Waiting(endless(build_data(config, device=device, log=quiet).train))
+            waiting = Waiting(endless_to_mix(build_data(config, device=device, log=quiet).train))
             found[title] = our_step(config, classes, device, waiting), waiting
     return found
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, end_to_end, model_step
+from benchmarks import accuracy, augment_equivalence, end_to_end, loader, model_step
 from benchmarks import bytes as traced
 from benchmarks.protocol import AGAIN, Timing, interleaved, ratio_text, spread
 from benchmarks.record import RESULTS, table
@@ -67,27 +67,48 @@ def tiny_config(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(
         "MODEL: {TYPE: vit_tiny, ARGS: {PATCH_SIZE: 8, DEPTH: 1}, SHORTCUT: {KERNELS: [3]}}\n"
-        "DATA: {DATASET: 'fake:train=32,val=4,classes=10', IMG_SIZE: 32, BATCH_SIZE: 4, NUM_WORKERS: 0}\n"
+        "DATA: {DATASET: 'fake:train=32,val=10,classes=10', IMG_SIZE: 32, BATCH_SIZE: 4, NUM_WORKERS: 0}\n"
     )
     return path
 
 
 def test_every_case_of_the_model_step_trains(tiny_config, monkeypatch):
-    monkeypatch.setattr(model_step, "TIMM", {})
+    monkeypatch.setattr(model_step, "TIMM", {"vit_tiny": "test_vit"})
     pace = {"warmup": 1, "blocks": 1, "steps": 1}
     timings = model_step.measure(tiny_config, 4, CPU, pace, compiled=False)
-    assert list(timings)[:2] == ["original's way, shortcut", "ours, plain, eager"]
+    assert list(timings)[:3] == ["timm test_vit, eager", "original's way, shortcut", "ours, plain, eager"]
     rows = model_step.rows_of(4, timings)
     assert table(["batch", *"abcde"], rows).count("\n") == len(timings) + 1
 
 
 def test_every_case_from_images_to_weights_trains(tiny_config, monkeypatch):
-    monkeypatch.setattr(end_to_end, "TIMM", {})
+    monkeypatch.setattr(end_to_end, "TIMM", {"vit_tiny": "test_vit"})
     pace = {"warmup": 1, "blocks": 1, "steps": 1}
     timings, results = end_to_end.measure(tiny_config, 4, CPU, pace, [], compiled=False)
     assert "ours, data on the device, eager" in timings
     assert all(0 <= results[name]["waiting"] <= 1 for name in timings if not name.endswith(AGAIN))
     assert all(row[-1] == "-" for row in end_to_end.rows_of(4, timings, results))
+
+
+def test_the_data_paths_are_all_timed(tiny_config, monkeypatch):
+    monkeypatch.setattr(loader, "worker_count", lambda *_: 1)
+    timings, results = loader.measure(tiny_config, 4, CPU, {"warmup": 1, "blocks": 1, "steps": 1}, [])
+    assert {"PIL, one core", "PIL, 1 workers", "device, plain PyTorch", "timm, 1 workers"} < set(timings)
+    assert results["device, plain PyTorch"]["bytes"] > 4 * 3 * 32 * 32
+    assert len(loader.rows_of(timings, results)) == len(timings)
+
+
+def test_the_same_images_are_found_equal_and_others_not():
+    reference = augment_equivalence.collect(iter_images(0.0), 200)
+    for shift, equal in ((0.0, True), (0.05, False)):
+        found = augment_equivalence.compare(reference, augment_equivalence.collect(iter_images(shift, 1), 200))
+        assert (found["mean"]["largest_z"] < 4.0) == equal
+
+
+def iter_images(shift, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randn(100, 3, 8, 8, generator=generator) * 0.5 + shift, None
 
 
 def test_small_models_have_small_traffic():
