@@ -7,6 +7,8 @@ products and sums apart, so that uint8 results equal Pillow's bit for bit.
 Without a GPU the kernels run in Triton's interpreter: TRITON_INTERPRET=1 must be set before Triton is imported.
 """
 
+import functools
+
 import torch
 import triton
 
@@ -57,6 +59,18 @@ def check(name, tensor, dtype, shape, device):
     return tensor.contiguous()
 
 
+def on_its_device(function):
+    """`function`, called with the device of its first argument as the current one, which is where Triton launches."""
+
+    @functools.wraps(function)
+    def launching(tensor, *arguments, **options):
+        with torch.cuda.device_of(tensor):
+            return function(tensor, *arguments, **options)
+
+    return launching
+
+
+@on_its_device
 def resized_windows(store, rows, *, crop, hflip, vflip, grid, frame, size, grid_filter, filter):
     """The window of every image, resized and flipped: uint8 (B, 3, *size), bit for bit what Pillow gives.
 
@@ -113,6 +127,7 @@ def common_taps(stored, grid, taps, device):
     return taps, tables
 
 
+@on_its_device
 def apply_layer(pixels, op, value, matrix, *, fill, affine_filter):
     """Every image through its operation: uint8 (B, 3, H, W) to the same.
 
@@ -152,6 +167,7 @@ def augment(
     return pixels
 
 
+@on_its_device
 def finish(
     pixels, *, mean, std, erase, erase_mode, index, key, epoch,
     weights=None, boxes=None, dtype=torch.float32, patch=None,

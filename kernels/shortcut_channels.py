@@ -18,15 +18,14 @@ def block(channels, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def combine_kernel(
-    parts, out, n, span, channels, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
-):  # fmt: skip
-    """parts (n, 3, C), count, mean and sum of squared deviations -> out (n / span, 3, C): of `span` parts each."""
+    parts, out, n, channels, ROUNDS: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """parts (n, 3, C), count, mean and sum of squared deviations -> out (groups, 3, C), of ROUNDS * ROWS parts each."""
     c, known = block(channels, BLOCK_C)
-    first = tl.program_id(1) * span
     total, mean, squares = tl.zeros([BLOCK_C], WIDE), tl.zeros([BLOCK_C], WIDE), tl.zeros([BLOCK_C], WIDE)
-    for start in range(0, span, ROWS):
-        i = first + start + tl.arange(0, ROWS)
-        mask = ((i < n) & (i < first + span))[:, None] & known[None, :]
+    for turn in range(ROUNDS):
+        i = (tl.program_id(1) * ROUNDS + turn) * ROWS + tl.arange(0, ROWS)
+        mask = (i < n)[:, None] & known[None, :]
         part = parts + i.to(tl.int64)[:, None] * 3 * channels + c[None, :]
         counts = tl.load(part, mask=mask, other=0.0)
         means = tl.load(part + channels, mask=mask, other=0.0)

@@ -13,7 +13,7 @@ from kernels import shortcut, shortcut_channels
 
 # Tokens of one program: of kernels that write a sum for each program (few rows of sums), of the others (few registers).
 MOMENT_ROWS, SUM_ROWS, MAP_ROWS = 128, 256, 64
-SPAN = 1024  # partial moments that one program combines
+PART_ROWS, MOST_ROUNDS = 128, 8  # partial moments that one program combines at a time, and how many times
 CHANNELS = 16  # of one program of the kernels that have no tokens
 
 
@@ -30,9 +30,11 @@ def gelu_moments(x, patches, stored, wide):
 def combine(parts):
     """(n, 3, C) counts, means and sums of squared deviations of n parts -> (3, C), those of the whole."""
     n, _, channels = parts.shape
-    out = parts.new_empty(triton.cdiv(n, SPAN), 3, channels)
+    rounds = min(triton.cdiv(n, PART_ROWS), MOST_ROUNDS)
+    out = parts.new_empty(triton.cdiv(n, rounds * PART_ROWS), 3, channels)
     programs = triton.cdiv(channels, CHANNELS), len(out)
-    launch(shortcut_channels.combine_kernel, programs, (parts, out, n, min(n, SPAN), channels), parts.dtype, ROWS=64)
+    arguments = parts, out, n, channels
+    launch(shortcut_channels.combine_kernel, programs, arguments, parts.dtype, ROUNDS=rounds, ROWS=PART_ROWS)
     return out[0] if len(out) == 1 else combine(out)
 
 
