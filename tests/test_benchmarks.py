@@ -58,6 +58,14 @@ def test_no_model_moves_more_bytes_than_recorded(name):
     assert found["bytes"] <= CEILING * RECORDED[name]["bytes"], "python -m benchmarks.bytes records the new figure"
 
 
+def test_the_picture_shows_every_byte_once(tmp_path):
+    for name in traced.DRAWN:
+        parts = [traced.megabytes(RECORDED[name]["by_operator"], group) for group in traced.GROUPS.values()]
+        assert sum(parts) == pytest.approx(RECORDED[name]["bytes"] / 1e6, rel=1e-4)
+    traced.draw(RECORDED, tmp_path / "bytes.png")
+    assert (tmp_path / "bytes.png").stat().st_size > 10_000
+
+
 def test_a_row_for_every_model_is_recorded():
     assert len(RECORDED) == len(traced.cases()) + 1
 
