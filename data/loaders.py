@@ -52,7 +52,10 @@ class BatchReader:
             iterator = self.start()
             while (batch := next(iterator, None)) is not None:
                 if isinstance(batch, RunError):
-                    raise batch
+                    try:
+                        raise batch
+                    finally:
+                        del batch  # else error and workers live on in a cycle, and later workers inherit these
                 self.remark(batch.notes)
                 yield batch
                 number += 1

@@ -61,16 +61,16 @@ class MixPlan:
 
     def mix_each(self, images):
         """The mixture with one weight and one box per image."""
-        weight = self.weight.to(images, non_blocking=True)[:, None, None, None]
+        weight = self.weight.to(images, non_blocking=images.is_cuda)[:, None, None, None]
         rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
-        top, bottom, left, right = self.box.to(images.device, non_blocking=True)[:, :, None].unbind(1)
+        top, bottom, left, right = self.box.to(images.device, non_blocking=images.is_cuda)[:, :, None].unbind(1)
         inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
         partner = images.flip(0)
         return torch.where(inside[:, None], partner, images * weight + partner * (1 - weight))
 
     def soft_targets(self, targets, classes, smoothing):
         """Smoothed targets (B, classes) from class indices (B,)."""
-        share = self.share.to(targets.device, non_blocking=True)[:, None] if self.per_image else self.share
+        share = self.share.to(targets.device, non_blocking=targets.is_cuda)[:, None] if self.per_image else self.share
         return mixup_target(targets, classes, share, smoothing)
 
 

@@ -1,6 +1,8 @@
 """data/device/cache.py and store.py: decoded once, by one of several processes, whatever happens to the file."""
 
+import contextlib
 import errno
+import gc
 import multiprocessing
 import os
 import time
@@ -137,6 +139,21 @@ def test_a_folder_that_cannot_be_made_is_one_line(images, tmp_path):
         load(images, tmp_path / "file" / "cache")
 
 
+def test_a_whole_file_is_read_where_nothing_can_be_written(images, tmp_path):
+    """In a folder of somebody else the lock cannot be opened."""
+    load(images, tmp_path)
+    (lock,) = tmp_path.glob("*.lock")
+    lock.unlink()
+    lock.mkdir()
+    assert torch.equal(load(images, tmp_path).pixels, originals(images))
+
+
+def test_a_disk_that_forgets_is_one_line(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "read_pixels", lambda path, size: None)
+    with pytest.raises(StorageError, match="reads back otherwise"):
+        load(images, tmp_path)
+
+
 class Slow(FolderImages):
     """Images that take their time."""
 
@@ -184,6 +201,20 @@ def test_images_in_memory_need_no_file(tmp_path):
     part = part_of(found, Subset(Subset(images, [4, 2, 0]), [2, 0]), False, silent)
     assert part.rows.tolist() == [0, 4]
     assert part.labels.tolist() == [0, 1]
+
+
+def test_workers_end_with_a_decoding_that_fails(tmp_path):
+    """At once, not when rubbish is collected: workers that are forked meanwhile would inherit them."""
+    images = read_part(class_folders(tmp_path / "set", count=20) / "train", silent)[1]
+    noise(0, (9, 8)).save(tmp_path / "set" / "train" / images.files[1])  # not among those that are probed
+    before = multiprocessing.active_children()
+    gc.disable()
+    try:
+        with contextlib.suppress(NotResident):
+            load_store(images, (8, 8), False, str(tmp_path), torch.device("cpu"), {**OPTIONS, "num_workers": 1})
+        assert multiprocessing.active_children() == before
+    finally:
+        gc.enable()
 
 
 def test_images_of_several_sizes_are_not_resident(tmp_path):

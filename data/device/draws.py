@@ -72,13 +72,17 @@ class AugmentDraws:
         counts = tuple(dict(zip(*counted_values(layer), strict=True)) for layer in self.op)
         return replace(self, counts=counts, areas=tuple((self.erase[..., 2] * self.erase[..., 3]).sum(1).tolist()))
 
+    def pinned(self):
+        """The same in pinned memory, from which `to` copies while the device works."""
+        return self.map(lambda name, tensor: tensor.pin_memory())
+
     def to(self, device):
         """The draws on `device`."""
         device = torch.device(device)
 
         def move(name, tensor):
             tensor = tensor.float() if device.type == "mps" and tensor.dtype == torch.float64 else tensor
-            return tensor.to(device, non_blocking=True)
+            return tensor.to(device, non_blocking=device.type == "cuda")  # MPS may read memory that is freed
 
         return self.map(move)
 

@@ -25,7 +25,8 @@ def draws_ahead(recipe, key, epoch, batches, device):
     chunks = [batches[first : first + per_chunk] for first in range(0, len(batches), per_chunk)]
 
     def draw_chunk(chunk):
-        return draw(recipe, key, epoch, torch.tensor(chunk).flatten())
+        drawn = draw(recipe, key, epoch, torch.tensor(chunk).flatten())
+        return drawn.pinned() if device.type == "cuda" else drawn  # CUDA copies other memory only when it is idle
 
     with ThreadPoolExecutor(1, "draws") as thread:
         following = thread.submit(draw_chunk, chunks[0])
@@ -157,7 +158,7 @@ def copied_ahead(batches, device):
 
 def handed_over(tensors, copied):
     """Tensors made on another stream, safe to use on the current one."""
-    current = torch.cuda.current_stream()
+    current = torch.cuda.current_stream(tensors[0].device)
     current.wait_event(copied)
     for tensor in tensors:
         tensor.record_stream(current)

@@ -35,7 +35,11 @@ def philox(key, counter):
     """
     key = [key & WORD, (key >> 32) & WORD]
     device = next(word.device for word in counter if isinstance(word, torch.Tensor))
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(word, device=device) for word in counter))
+
+    def on_device(word):  # `torch.as_tensor(word, device=device)` would copy an integer and wait for CUDA
+        return word if isinstance(word, torch.Tensor) else torch.full((), word, dtype=torch.int64, device=device)
+
+    c0, c1, c2, c3 = torch.broadcast_tensors(*(on_device(word) for word in counter))
     for _ in range(ROUNDS):
         high0, low0 = multiply(c0, MULTIPLIERS[0])
         high1, low1 = multiply(c2, MULTIPLIERS[1])

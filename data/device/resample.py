@@ -19,8 +19,11 @@ def real(device):
 
 
 def constant(values, device, dtype=None):
-    """`torch.tensor(values)` on a device, without waiting for it as `torch.tensor(values, device=...)` does on CUDA."""
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+    """`torch.tensor(values)` on a device, without waiting for it as `torch.tensor(values, device=...)` does on CUDA.
+
+    On CUDA only: MPS may read memory that was freed meanwhile (pytorch issue 189690).
+    """
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 def triangle(x):

@@ -14,7 +14,7 @@ from data.base import ArrayImages, Subset
 from data.device.cache import PixelFile, cache_file, locked, read_pixels
 from data.loaders import BatchReader
 from data.samples import Sample, bad_image_limit
-from utils.errors import DataError, MissingError, RunError
+from utils.errors import DataError, MissingError, RunError, StorageError
 
 PROBES = 32  # images that are looked at to see whether a dataset may have one size
 BATCH = 256  # images per batch while decoding
@@ -121,20 +121,28 @@ def decode(images, size, skip_bad, options):
 
 
 def decoded(images, size, skip_bad, folder, options):
-    """(pixels uint8 (N, 3, H, W), {index: error}): from memory, from the cache, or decoded and cached."""
+    """(pixels uint8 (N, 3, H, W), {index: error}): from memory, from the cache, or decoded and cached.
+
+    Raises StorageError.
+    """
     if isinstance(images, ArrayImages):
         return np.ascontiguousarray(images.pixels.transpose(0, 3, 1, 2)), {}
     path = cache_file(folder, images)
     if path is None:
         parts = list(decode(images, size, skip_bad, options))
         return np.concatenate([pixels for pixels, _ in parts]), {k: v for _, bad in parts for k, v in bad.items()}
+    found = read_pixels(path, len(images))  # a whole file needs no lock, so its folder may be read-only
+    if found is not None:
+        return found
     with locked(path, options["log"]):
-        found = read_pixels(path, len(images))
+        found = read_pixels(path, len(images))  # of a process that was waited for
         if found is None:
             again = "damaged, decoding again" if path.exists() else "decoding once"
             options["log"](f"{path}: {again} {len(images)} images of {size[0]}x{size[1]}")
             write(path, images, size, skip_bad, options)
             found = read_pixels(path, len(images))
+            if found is None:
+                raise StorageError(f"{path}: reads back otherwise than it was written; see DATA.PIXEL_CACHE")
     return found
 
 
