@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from config import check, load_config
 from kernels import TRITON_FOUND
 from models import fused_shortcut
+from models.build import build_model
 from models.shortcut import DWShortcut, ShortcutStack
+from tests.tiny import write_config
 from utils.batchnorm import RunningStatistics
 from utils.errors import ConfigError
+from utils.training_state import FREE_KEYS
 
 pytestmark = pytest.mark.skipif(not TRITON_FOUND, reason="triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -128,6 +132,14 @@ def test_what_triton_cannot_do_is_one_line(monkeypatch):
     monkeypatch.setattr(fused_shortcut, "TRITON_FOUND", False)
     with pytest.raises(ConfigError, match="MODEL.SHORTCUT.IMPL 'triton': the package triton is not installed"):
         DWShortcut(DIM, impl="triton")
+
+
+def test_the_key_reaches_the_modules_and_may_change_on_a_resume(tmp_path):
+    config, origins = load_config(write_config(tmp_path, MODEL__SHORTCUT__IMPL="torch"))
+    check(config, origins)
+    model = build_model(config, 4)
+    assert [m.impl for m in model.modules() if isinstance(m, DWShortcut)] == ["torch", "torch"]
+    assert "MODEL.SHORTCUT.IMPL" in FREE_KEYS
 
 
 def test_one_token_has_no_variance():

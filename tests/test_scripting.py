@@ -60,7 +60,9 @@ def test_every_other_variant(variant):
     assert same(torch.jit.script(eager), eager, images(variant))
 
 
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize(
+    "variant", ["vit_tiny", "cvt_13", "dynamic_dwnet_tiny", "i_dynamic_dwnet_tiny", "swin_v2_tiny"]
+)
 def test_gradients_of_a_batch_of_one(variant):
     eager = shallow(variant, shortcut={"kernels": [3]}).double()
     scripted = torch.jit.script(copy.deepcopy(eager))

@@ -174,6 +174,8 @@ def test_default_initialisation_of_the_convolution_is_pytorchs():
         ({"span": 1.5}, "MODEL.SHORTCUT.SPAN"),
         ({"span": True}, "MODEL.SHORTCUT.SPAN"),
         ({"tied": 1}, "MODEL.SHORTCUT.TIED"),
+        ({"kernels": [3], "impl": "tritn"}, "MODEL.SHORTCUT.IMPL.*did you mean triton"),
+        ({"kernels": [3], "impl": True}, "MODEL.SHORTCUT.IMPL True: must be one of auto, torch, triton"),
         ({"kernel": [3]}, "MODEL.SHORTCUT.KERNEL.*did you mean KERNELS"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Every variant through timm alone: what timm's own tests of its models ask, and what its tools rely on."""
+"""Every variant through timm alone: what timm's own tests of its models ask, and what its tools rely on.
+
+Follows tests/test_models.py of timm 1.0.31, together with test_timm_contract.py and test_scripting.py.
+"""
 
 import math
 
