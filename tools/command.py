@@ -1,12 +1,13 @@
 """What the command lines of all tools share: one-line errors with the exit codes of main.py, and optional packages."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 
 from utils.cli import Parser
-from utils.errors import RunError, UnavailableError
+from utils.errors import RunError, StorageError, UnavailableError
 
 EXITS = """\
 exit codes: 0 done, 64 wrong option or value, 65 bad data or file, 66 file or folder missing, 69 package or device not
@@ -28,15 +29,32 @@ def parser(tool, description, epilog=EXITS):
 def exit_code(run, argv=None):
     """Call run(arguments) and return the exit code; a RunError becomes one line on stderr."""
     try:
-        return run(list(sys.argv[1:] if argv is None else argv)) or 0
+        code = run(list(sys.argv[1:] if argv is None else argv)) or 0
+        sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed where it can be reported
+        return code
     except RunError as error:
-        print(error.line(), file=sys.stderr, flush=True)
-        return error.exit_code
+        return reported(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output, `head` for instance, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        discard_output()
+        return reported(StorageError(f"the output could not be written ({error.strerror})"))
+
+
+def reported(error):
+    """Print a RunError as its line; returns its exit code."""
+    print(error.line(), file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def discard_output():
+    """Send what is left of stdout nowhere: Python would fail on it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def need(module, purpose, package=None):
@@ -54,4 +72,11 @@ def positive(text):
     """argparse type: a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def not_negative(text):
+    """argparse type: a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from tools.command import EXITS, exit_code, parser, positive
+from tools.command import EXITS, exit_code, not_negative, parser, positive
 from tools.files import result_path, write_whole
 from tools.images import PARTS, Batches, choose_part, console, dataset_parts, file_images, find_images
 from tools.loaded import checkpoint_of, load_model
@@ -60,7 +60,7 @@ def parse(argv):
     options.add_argument("--batch-size", type=positive, metavar="N", help="images at once (default: as in the run)")
     options.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     options.add_argument("--weights", choices=("auto", "model", "ema"), help="default: those that the run evaluated")
-    options.add_argument("--workers", type=int, metavar="N", help="loader processes (default: as in the run)")
+    options.add_argument("--workers", type=not_negative, metavar="N", help="loader processes (default: as in the run)")
     options.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     given = options.parse_intermixed_args(argv)
     if bool(given.images) + bool(given.part) + bool(given.probe) != 1:

@@ -10,10 +10,12 @@ from utils.errors import ConfigError, MissingError, StorageError
 
 
 def result_path(path, endings=()):
-    """`path` as a Path that can be written. Raises MissingError without its folder, ConfigError for another ending."""
+    """`path` as a Path that can be written. Raises MissingError without its folder, else ConfigError."""
     path = Path(path)
     if path.is_dir():
         raise ConfigError(f"--output {path}: is a folder, name a file")
+    if path.exists() and not path.is_file():  # /dev/null, /dev/stdout: the rename would replace the device
+        raise ConfigError(f"--output {path}: is no regular file; leave --output out to write to the screen")
     if endings and path.suffix not in endings:
         raise ConfigError(f"--output {path}: must end in {' or '.join(endings)}")
     if not path.parent.is_dir():

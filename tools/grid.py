@@ -68,6 +68,8 @@ def read_grid(path):
     common = {**({"base": bases[0]} if bases else {}), **fixed}
     cells = _without_excluded(_cells(axes, common, path), _value(sections["exclude"], []), axes, path)
     name = UNSAFE.sub("-", str(_value(sections["name"], path.stem)))
+    if not name.strip("."):
+        raise ConfigError(f"name: {name!r} is no name of a folder ({shown_path(path)})")
     return Grid(path, name, axes, _seeds(sections["seeds"]), cells)
 
 
@@ -157,6 +159,8 @@ def _cells(axes, common, path):
 
 
 def _without_excluded(cells, rules, axes, path):
+    if not isinstance(rules, list):
+        raise ConfigError(f"exclude: {rules!r} - takes a list of labels or of lists of labels ({shown_path(path)})")
     known = [label for values in axes.values() for label in values]
     for rule in rules:
         for label in rule if isinstance(rule, list) else [rule]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.command import EXITS, exit_code, parser
+from tools.command import EXITS, exit_code, not_negative, parser
 from tools.draw_curves import AXES, WHAT, curves_figure
 from tools.figures import check_path, save
 
@@ -127,7 +127,7 @@ def build_parser():
         sub.add_argument("--part", choices=("val", "test"), default="val", help="test: only with DATA.VAL_SPLIT")
         sub.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps, ... (%(default)s)")
         sub.add_argument("--batch-size", type=positive, metavar="N", help="images at once (as in the run)")
-        sub.add_argument("--workers", type=int, metavar="N", help="loader processes (as in the run)")
+        sub.add_argument("--workers", type=not_negative, metavar="N", help="loader processes (as in the run)")
     sub.add_argument("--count", type=positive, default=10, metavar="N", help="images per grid (%(default)s)")
     sub = kind(scales)
     sub.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=".pth files or run folders (their best.pth)")

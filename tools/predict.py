@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from engine import EvalResult, autocast
-from tools.command import EXITS, exit_code, parser, positive
+from tools.command import EXITS, exit_code, not_negative, parser, positive
 from tools.files import deliver, result_path
 from tools.images import Batches, choose_part, console, dataset_parts, file_images, find_images
 from tools.loaded import checkpoint_of, load_model
@@ -44,7 +44,7 @@ def parse(argv):
     options.add_argument("--batch-size", type=positive, metavar="N", help="images at once (default: as in the run)")
     options.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     options.add_argument("--weights", choices=("auto", "model", "ema"), help="default: those that the run evaluated")
-    options.add_argument("--workers", type=int, metavar="N", help="loader processes (default: as in the run)")
+    options.add_argument("--workers", type=not_negative, metavar="N", help="loader processes (default: as in the run)")
     options.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     given = options.parse_intermixed_args(argv)  # images may stand after options
     if bool(given.images) + given.val + given.test != 1:

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.command import EXITS, exit_code, parser
+from tools.command import EXITS, exit_code, not_negative, parser
 from tools.draw_curves import AXES
 from tools.groups import parse_groups
 from tools.markup import Markup, element, join, page
@@ -38,7 +38,7 @@ def build_parser():
     top.add_argument("--checkpoint", default="best.pth", metavar="NAME", help="which one (%(default)s)")
     top.add_argument("--count", type=int, default=12, metavar="N", help="examples of each kind (%(default)s)")
     top.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps, ... (%(default)s)")
-    top.add_argument("--workers", type=int, metavar="N", help="loader processes (as in the run)")
+    top.add_argument("--workers", type=not_negative, metavar="N", help="loader processes (as in the run)")
     top.add_argument("--x", choices=AXES, default="epoch", help="horizontal axis of the curves (%(default)s)")
     return top
 

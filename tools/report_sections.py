@@ -201,4 +201,4 @@ def every_key(dicts):
 def command(run):
     """The command lines of all starts of a run."""
     path = run.path / "command.txt"
-    return path.read_text().strip() if path.is_file() else "not recorded"
+    return path.read_text(errors="replace").strip() if path.is_file() else "not recorded"

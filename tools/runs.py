@@ -12,6 +12,9 @@ from config import completed
 from utils.errors import DataError, MissingError
 from utils.run_folder import CHECKPOINTS
 
+METRICS = ("epoch", "step", "lr", "train_loss", "val_loss", "correct", "total", "accuracy", "img_per_s", "seconds")
+SUMMARY = ("best", "final", "params", "macs", "img_size", "seconds")
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -71,9 +74,34 @@ def read_run(folder):
         metrics = folder / "metrics.jsonl"
         rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
         parts = {name: _read_json(folder / f"{name}.json") for name in ("summary", "environment", "exit")}
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        check_figures(rows, **parts)
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, DataError) as error:
         raise DataError(f"{folder}: a file of the run is damaged ({' '.join(str(error).split())})") from None
     return RunRecord(folder, config, rows, **parts)
+
+
+def check_figures(rows, summary, environment, exit):
+    """Raise DataError for what a run never writes: figures without their names, counts of no images."""
+    scores = rows
+    if summary is not None:
+        require("summary.json", summary, SUMMARY)
+        scores = [*rows, *(summary[name] for name in ("best", "final", "test") if summary.get(name) is not None)]
+    for row in rows:
+        require("metrics.jsonl", row, METRICS)
+    for score in scores:
+        require("summary.json", score, ("correct", "total"))
+        if not score["total"]:
+            raise DataError("an accuracy over 0 images")
+    for name, value in (("environment.json", environment), ("exit.json", exit)):
+        if value is not None:
+            require(name, value, ())
+
+
+def require(file, value, keys):
+    """Raise DataError unless `value` is a dict with these keys."""
+    absent = [key for key in keys if key not in value] if isinstance(value, dict) else ["{...}"]
+    if absent:
+        raise DataError(f"{file}: no {absent[0]}")
 
 
 def find_runs(folders):

@@ -84,13 +84,18 @@ def check_options(options):
         raise ConfigError(f"--jobs: {options.jobs} - allowed: at least 1")
     if options.seeds and (min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds)):
         raise ConfigError(f"--seeds: {options.seeds} - allowed: different whole numbers from 0 on")
-    if options.gpus is not None and not all(gpu.strip() for gpu in options.gpus.split(",")):
+    if options.gpus is not None and not all(map(is_gpu, options.gpus.split(","))):
         raise ConfigError(f"--gpus: {options.gpus!r} - allowed: numbers with commas, such as 0,1")
     if options.slurm is not None and (options.gpus or options.jobs):
         raise ConfigError("--slurm: the cluster decides where and how many; leave --gpus and --jobs out")
     for pair in options.slurm or []:
         if "=" not in pair:
             raise ConfigError(f"--slurm: {pair!r} is not KEY=VALUE, such as slurm_partition=gpu")
+
+
+def is_gpu(text):
+    """Whether this names a GPU: a number, or the start of an identifier as `nvidia-smi -L` prints it."""
+    return text.strip().isdecimal() or text.strip().startswith(("GPU-", "MIG-"))
 
 
 def data_paths(words):

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from tools.command import exit_code, parser
+from tools.files import deliver, result_path
 from tools.runs import find_runs
 from utils.errors import ConfigError, DataError
-from utils.run_folder import write_atomically
 
 DESCRIPTION = """\
 A table of finished runs, seeds averaged: accuracy of the last and of the best epoch as mean ± sample deviation, n,
@@ -53,14 +53,12 @@ def build_parser():
 def run(argv):
     """The whole tool."""
     options = build_parser().parse_args(argv)
+    if options.output:
+        result_path(options.output)
     from tools.table_formats import FORMATS
 
     rows, metric = make_rows(options.folders, options.metric, options.baseline, options.by, options.pool)
-    text = FORMATS[options.format](rows, metric)
-    if options.output:
-        write_atomically(Path(options.output), text)
-    else:
-        print(text, end="")
+    deliver(FORMATS[options.format](rows, metric), options.output)
 
 
 def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
@@ -99,8 +97,11 @@ def read_notes(folders):
         for above in list(folder.resolve().parents)[:2]:
             found |= set(above.glob("*.sweep.json"))
     try:
-        return [json.loads(path.read_text()) for path in sorted(found)]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        notes = [json.loads(path.read_text()) for path in sorted(found)]
+        for note in notes:
+            note["axes"], note["seeds"], *(cell["labels"] for cell in note["cells"].values())
+        return notes
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"a *.sweep.json file is damaged ({error})") from None
 
 

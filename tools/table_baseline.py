@@ -58,6 +58,8 @@ def measure(row, baseline, metric):
         return
     row.difference = paired_difference(row.accuracies(metric), baseline.accuracies(metric))
     if row.difference is None:
+        if row.runs:
+            row.notes.append(f"not compared: no finished seed in common with {baseline.name}")
         return
     row.baseline = baseline.name
     unpaired = ", ".join(map(str, sorted(row.runs.keys() ^ baseline.runs.keys())))

@@ -145,9 +145,8 @@ def raw(row, metric):
              for name, found in accuracy.items() for part in ("mean", "std")}  # fmt: skip
     counted, reference = row.counts(metric) or (None, None), row.published
     difference = asdict(row.difference) if row.difference else dict.fromkeys(("mean", "low", "high", "n"))
-    return {
+    figures = {
         "model": row.name,
-        **row.labels,
         **parts,
         "n": len(row.runs),
         "seeds": " ".join(map(str, sorted(row.runs))),
@@ -168,6 +167,8 @@ def raw(row, metric):
         "gap": gap(row, metric),
         "notes": "; ".join(row.notes),
     }
+    labels = {f"axis {axis}" if axis in figures else axis: label for axis, label in row.labels.items()}
+    return {"model": row.name, **labels, **figures}
 
 
 def comma_separated(rows, metric):

@@ -125,7 +125,7 @@ def split_by_origin(group, labels, expected, pool):
                 row.notes.append(f"seed {run.seed} is there twice; {run.path} is not counted")
             else:
                 row.runs[run.seed] = run
-        describe_mixture(row, part, pool)
+        describe_mixture(row, row.runs.values(), pool)
     done = {seed for row in rows for seed in row.runs}
     pending = {run.seed: len(run.rows) for run in group.runs if not run.finished and run.seed not in done}
     rows[0].unfinished = pending
@@ -135,9 +135,9 @@ def split_by_origin(group, labels, expected, pool):
     return rows
 
 
-def describe_mixture(row, part, pool):
-    """Remarks on runs of one row that differ in what is averaged nevertheless."""
-    origins = [provenance_of(run) for run in part]
+def describe_mixture(row, counted, pool):
+    """Remarks on the counted runs of one row that differ in what is averaged nevertheless."""
+    origins = [provenance_of(run) for run in counted]
     for name in (*pool, *HARDWARE):
         values = sorted({str(origin[name]) for origin in origins})
         if len(values) > 1:
