@@ -9,9 +9,11 @@ from collections import Counter
 
 import pytest
 
+from config import default_config
 from tests.launch import ROOT
 from tools import sweep, sweep_jobs
 from tools.sweep_jobs import Job, LocalJobs, run_jobs
+from tools.sweep_plan import Planned
 from utils.errors import ConfigError
 
 
@@ -108,6 +110,14 @@ def test_cores_are_divided_among_runs_on_a_cpu(monkeypatch):
     assert sweep.slots(options) == [{"OMP_NUM_THREADS": "2"}] * 3
     options = sweep.build_parser().parse_args(["g.yaml", "--gpus", "0,3", "--jobs", "3"])
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in sweep.slots(options)] == ["0", "3", "0"]
+
+
+@pytest.mark.parametrize(("device", "added"), [("auto", ["--device", "cuda"]), ("cpu", [])])
+def test_a_run_that_is_given_a_gpu_does_not_fall_back_to_the_cpu(device, added):
+    config = default_config()
+    config.DEVICE = device
+    run = Planned(None, 0, ["--cfg", "a.yaml"], config)
+    assert sweep.on_gpu(run).argv == ["--cfg", "a.yaml", *added]
 
 
 @pytest.mark.parametrize("cluster", ["local", "debug"])

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tools.command import exit_code, parser
@@ -65,6 +66,8 @@ def run(argv):
     folder = Path(options.output) / grid.name
     seeds = options.seeds or grid.seeds
     runs = sweep_plan.plan(grid, seeds, folder, data_paths(options.data_path), options.opts)
+    if options.gpus:
+        runs = [on_gpu(run) for run in runs]
     sweep_plan.check_models(runs)
     sweep_plan.check_folders(runs)
     if options.dry_run:
@@ -110,6 +113,11 @@ def data_paths(words):
             raise ConfigError(f"--data-path: {folder} is a second folder for {name or 'all datasets'}")
         paths[name] = folder
     return paths
+
+
+def on_gpu(run):
+    """The same run, which main.py refuses where the GPU is not there, instead of training on the CPU."""
+    return replace(run, argv=[*run.argv, "--device", "cuda"]) if run.config.DEVICE == "auto" else run
 
 
 def slots(options):
