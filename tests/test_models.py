@@ -446,6 +446,7 @@ def config(**changes):
             },
             "DATA": {"IMG_SIZE": [32, 16]},
             "TRAIN": {"USE_CHECKPOINT": True},
+            "AMP": {"RESIDUAL": "float32"},
         }
     )
     tree.MODEL.ARGS.update(changes)

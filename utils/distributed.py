@@ -55,7 +55,8 @@ class World:
         try:
             result = function()
         except RunError as error:
-            failure = [type(error).__name__, str(error)]
+            known = [kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__)]
+            failure = [known[0], str(error)]  # the class itself, or the one of utils.errors that it specialises
         failures = [entry for entry in self.gather(failure) if entry]
         if failures:
             name, message = failures[0]
