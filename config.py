@@ -15,7 +15,7 @@ from utils.config_values import as_yaml, convert, free_value
 from utils.errors import ConfigError
 from utils.yaml_lines import Leaf, parse_value, read_leaves, shown_path
 
-__all__ = ["check", "completed", "default_config", "difference", "dump_with_origins", "load_config", "to_plain"]
+__all__ = ["check", "completed", "default_config", "difference", "dump_with_origins", "flat", "load_config", "to_plain"]
 
 _C = CN()
 _C.OUTPUT = "output"  # run folders are OUTPUT/MODEL.NAME/TAG
@@ -149,7 +149,7 @@ def load_config(path, opts=(), flags=()):
     Raises ConfigError (64) for anything wrong in it, MissingError (66) for a missing file. Ranges: see `check`.
     """
     cfg = default_config()
-    origins = dict.fromkeys(_flat(to_plain(cfg)), "default")
+    origins = dict.fromkeys(flat(to_plain(cfg)), "default")
     for leaves in (*_chain(Path(path)), _option_leaves(opts), _flag_leaves(flags)):
         for key, leaf in leaves.items():
             _set(cfg, origins, key, leaf)
@@ -223,12 +223,12 @@ def _copied(value):
     return list(value) if isinstance(value, list) else value
 
 
-def _flat(plain, prefix=""):
+def flat(plain, prefix=""):
     """`{'TRAIN.EPOCHS': 300, ...}` of a nested dict."""
-    flat = {}
+    found = {}
     for key, value in plain.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def completed(plain):
@@ -245,7 +245,7 @@ def _merged(base, changes):
 
 def difference(plain_a, plain_b):
     """`[(key, a, b)]` for every key whose value differs; None stands for a key that one side does not have."""
-    a, b = _flat(plain_a), _flat(plain_b)
+    a, b = flat(plain_a), flat(plain_b)
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 

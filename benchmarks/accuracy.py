@@ -7,18 +7,17 @@ random numbers. Reported is the last epoch, which nothing is chosen by: mean and
 difference to the first path, seed by seed, with its 95 % confidence interval. Finished runs are kept and not repeated.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.command import add_data, device_of, exit_code, parser
 from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON
-from benchmarks.model_step import COMPILED, FUSED, GRAPHS, UNFUSED
-from benchmarks.record import RESULTS, machine, write
+from benchmarks.model_step import CFG, COMPILED, FUSED, GRAPHS, UNFUSED
+from benchmarks.record import machine, write
 from tools.paired import paired_difference, spread
 from tools.runs import read_run
-from utils.distributed import choose_device
-from utils.errors import ConfigError, listing, nearest
+from utils.errors import ConfigError, RunError, listing, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = {  # name: what differs from the configuration; all but the first two need a GPU
@@ -32,14 +31,16 @@ ON_CPU = ("reference", "device")
 
 
 def train(cfg, path, seed, options):
-    """The finished RunRecord of one run; raises CalledProcessError if main.py fails."""
+    """The finished RunRecord of one run; raises RunError if main.py fails."""
     output, name = Path(options.runs), f"{Path(cfg).stem}_{path}"
     folder = output / name / f"seed{seed}"
     command = [sys.executable, str(ROOT / "main.py"), "--cfg", cfg, "--data-path", options.data_path]
     command += ["--output", str(output), "--tag", f"seed{seed}", "--seed", str(seed), "--device", options.device]
     command += ["--opts", "MODEL.NAME", name, *PATHS[path], *options.opts]
     if not (folder / "summary.json").is_file():
-        subprocess.run(command, check=True)
+        code = subprocess.run(command, check=False).returncode
+        if code:  # main.py has said why
+            raise RunError(f"{folder}: the run ended with exit code {code}")
     return read_run(folder)
 
 
@@ -85,19 +86,17 @@ def chosen_paths(names, device):
     return names or (list(PATHS) if device.type == "cuda" else list(ON_CPU))
 
 
-def main(argv=None):
+def run(argv):
     """Train and write results/accuracy_<device>.{json,md}."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", required=True, metavar="FILE")
-    parser.add_argument("--data-path", default="", metavar="DIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    parser.add_argument("--paths", nargs="+", metavar="NAME", help=f"of {', '.join(PATHS)}; the first is the reference")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--runs", default="output/accuracy", metavar="DIR", help="where the run folders are kept")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE")
-    parser.add_argument("--output", default=RESULTS, metavar="DIR")
-    options = parser.parse_args(argv)
-    device = choose_device(options.device)
+    arguments = parser("accuracy", __doc__)
+    add_data(arguments, CFG["cuda"])
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    arguments.add_argument(
+        "--paths", nargs="+", metavar="NAME", help=f"of {', '.join(PATHS)}; the first is the reference"
+    )
+    arguments.add_argument("--runs", default="output/accuracy", metavar="DIR", help="where the run folders are kept")
+    options = arguments.parse_args(argv)
+    device = device_of(options)
     paths = chosen_paths(options.paths, device)
     finals = {path: {} for path in paths}
     for seed in options.seeds:  # seed by seed, so that an interrupted comparison is already one
@@ -110,5 +109,10 @@ def main(argv=None):
     write(f"accuracy_{device.type}", title, machine(device), content, header, rows_of(found), options.output)
 
 
+def main(argv=None):
+    """Run and return the exit code."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

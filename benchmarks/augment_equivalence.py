@@ -9,18 +9,19 @@ each with the z-score of the difference (from the spread over images). Evaluatio
 compared pixel by pixel. `max |z|` of k independent numbers from the same distribution is about sqrt(2 ln k).
 """
 
-import argparse
 import math
+import sys
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.command import add_data, device_of, exit_code, parser
 from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON, quiet
 from benchmarks.model_step import CFG
-from benchmarks.record import RESULTS, machine, write
+from benchmarks.record import machine, write
 from benchmarks.steps import configuration
 from data.build import build_data
-from utils.distributed import choose_device
+from tools.command import positive
 from utils.throughput import endless
 
 BATCH = 100
@@ -101,17 +102,13 @@ def rows_of(found):
     ]
 
 
-def main(argv=None):
+def run(argv):
     """Measure and write results/augment_equivalence_<device>.{json,md}."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", default="", metavar="DIR")
-    parser.add_argument("--cfg", default=CFG["cuda"], metavar="FILE")
-    parser.add_argument("--images", type=int, default=2000, metavar="N")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE")
-    parser.add_argument("--output", default=RESULTS, metavar="DIR")
-    options = parser.parse_args(argv)
-    device = choose_device(options.device)
+    arguments = parser("augment_equivalence", __doc__)
+    add_data(arguments, CFG["cuda"])
+    arguments.add_argument("--images", type=positive, default=2000, metavar="N")
+    options = arguments.parse_args(argv)
+    device = device_of(options)
     found = measure(options.cfg, options.images, device, ["DATA.DATA_PATH", options.data_path, *options.opts])
     header = [
         "path",
@@ -128,5 +125,10 @@ def main(argv=None):
     write(name, title, machine(device), content, header, rows_of(found), options.output)
 
 
+def main(argv=None):
+    """Run and return the exit code."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,7 @@ eager operators under bfloat16 autocast (the CPU's policy, which keeps layer nor
 optimizer; the triton form of the shortcut counts as one operator each way. What a compiler fuses is not counted.
 """
 
-import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import models
-from benchmarks.record import RESULTS, machine, write
+from benchmarks.command import exit_code, parser
+from benchmarks.record import machine, write
 from benchmarks.traffic import training_traffic
 from tools.figures import COLORS, new_figure, save, styled
 
@@ -102,11 +103,9 @@ def megabytes(by_operator, parts):
     return sum(size for name, size in by_operator.items() if group_of(name) == parts) / 1e6
 
 
-def main(argv=None):
+def run(argv):
     """Measure and write results/bytes.{json,md,png}."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default=RESULTS, metavar="DIR")
-    options = parser.parse_args(argv)
+    options = parser("bytes", __doc__).parse_args(argv)
     found = measure_all()
     rows = [[name, f"{f['bytes'] / 1e6:.1f}", f["operators"]] for name, f in found.items()]
     write(
@@ -121,5 +120,10 @@ def main(argv=None):
     draw(found, Path(options.output) / "bytes.png")
 
 
+def main(argv=None):
+    """Run and return the exit code."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

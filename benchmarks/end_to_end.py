@@ -9,7 +9,7 @@ device (plain PyTorch, then Triton), the fused shortcut with CUDA graphs. Beside
 which the host waited for data and, on a GPU, the share in which the GPU had nothing to do.
 """
 
-import argparse
+import sys
 import time
 from dataclasses import asdict, dataclass
 
@@ -18,13 +18,13 @@ from timm.data import create_loader
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import Dataset
 
+from benchmarks.command import add_batches, add_data, device_of, exit_code, parser
 from benchmarks.model_step import BATCH, CFG, COMPILED, FUSED, GRAPHS, PACE, TIMM, UNFUSED, lower
-from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread, synchronize
-from benchmarks.record import RESULTS, machine, write
+from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
+from benchmarks.record import machine, write
 from benchmarks.steps import configuration, original_step, our_step, timm_step
 from data.build import build_data, worker_count
-from utils.distributed import choose_device
-from utils.throughput import endless, endless_to_mix
+from utils.throughput import endless, endless_to_mix, synchronize
 
 CPU_DATA, DEVICE_DATA = ("DATA.PIPELINE", "cpu"), ("DATA.PIPELINE", "device")
 TORCH, TRITON = ("DATA.AUGMENT_IMPL", "torch"), ("DATA.AUGMENT_IMPL", "triton")
@@ -183,20 +183,13 @@ def rows_of(batch, timings, results):
     return rows
 
 
-def main(argv=None):
+def run(argv):
     """Measure and write results/end_to_end_<device>.{json,md}."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", required=True, metavar="DIR")
-    parser.add_argument("--cfg", metavar="FILE")
-    parser.add_argument("--batch", type=int, nargs="+", metavar="N")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--eager", action="store_true", help="leave out what has to be compiled")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE")
-    parser.add_argument("--output", default=RESULTS, metavar="DIR")
-    options = parser.parse_args(argv)
-    device = choose_device(options.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    arguments = parser("end_to_end", __doc__)
+    add_data(arguments)
+    add_batches(arguments)
+    options = arguments.parse_args(argv)
+    device = device_of(options)
     cfg, extra = options.cfg or CFG[device.type], ["DATA.DATA_PATH", options.data_path, *options.opts]
     results, rows = {}, []
     for batch in options.batch or BATCH[device.type]:
@@ -209,5 +202,10 @@ def main(argv=None):
     write(f"end_to_end_{device.type}", title, machine(device), content, header, rows, options.output)
 
 
+def main(argv=None):
+    """Run and return the exit code."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

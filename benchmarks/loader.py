@@ -8,20 +8,19 @@ many workers, and the device path in plain PyTorch and in Triton. For the plain 
 per image are counted too.
 """
 
-import argparse
 import itertools
+import sys
 from dataclasses import asdict
 
-import torch
-
+from benchmarks.command import add_data, device_of, exit_code, parser
 from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON, quiet, timm_batches
 from benchmarks.model_step import CFG, PACE
 from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
-from benchmarks.record import RESULTS, machine, write
+from benchmarks.record import machine, write
 from benchmarks.steps import configuration
 from benchmarks.traffic import CountTraffic
 from data.build import build_data, worker_count
-from utils.distributed import choose_device
+from tools.command import positive
 from utils.throughput import endless_to_mix
 
 ONE_CORE = ("DATA.NUM_WORKERS", "0")
@@ -99,19 +98,13 @@ def rows_of(timings, results):
     return rows
 
 
-def main(argv=None):
+def run(argv):
     """Measure and write results/loader_<device>.{json,md}."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", default="", metavar="DIR")
-    parser.add_argument("--cfg", default=CFG["cuda"], metavar="FILE")
-    parser.add_argument("--batch", type=int, default=128, metavar="N")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE")
-    parser.add_argument("--output", default=RESULTS, metavar="DIR")
-    options = parser.parse_args(argv)
-    device = choose_device(options.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    arguments = parser("loader", __doc__)
+    add_data(arguments, CFG["cuda"])
+    arguments.add_argument("--batch", type=positive, default=128, metavar="N")
+    options = arguments.parse_args(argv)
+    device = device_of(options)
     extra = ["DATA.DATA_PATH", options.data_path, *options.opts]
     timings, results = measure(options.cfg, options.batch, device, PACE[device.type], extra)
     header = ["case", "img/s, median", "range", "times the first", "MB per image", "operators per image"]
@@ -120,5 +113,10 @@ def main(argv=None):
     write(f"loader_{device.type}", title, machine(device), content, header, rows_of(timings, results), options.output)
 
 
+def main(argv=None):
+    """Run and return the exit code."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

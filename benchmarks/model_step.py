@@ -7,15 +7,15 @@ scaler, attention written out, a wait in every step), and ours step by step: eag
 the fused shortcut, with a bfloat16 residual stream. Ratios are to timm compiled, the honest baseline.
 """
 
-import argparse
+import sys
 from dataclasses import asdict
 
 import torch
 
+from benchmarks.command import add_batches, device_of, exit_code, parser
 from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
-from benchmarks.record import RESULTS, machine, write
+from benchmarks.record import machine, write
 from benchmarks.steps import configuration, original_step, our_step, pool, timm_step
-from utils.distributed import choose_device
 
 CLASSES = 10
 CFG = {"cuda": "configs/vit/vit_tiny_16_224_cifar10.yaml", "cpu": "configs/vit/vit_tiny_4_32_cifar10.yaml"}
@@ -98,18 +98,13 @@ def rows_of(batch, timings):
     ]
 
 
-def main(argv=None):
+def run(argv):
     """Measure and write results/model_step_<device>.{json,md}."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", metavar="FILE")
-    parser.add_argument("--batch", type=int, nargs="+", metavar="N")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--eager", action="store_true", help="leave out what has to be compiled")
-    parser.add_argument("--output", default=RESULTS, metavar="DIR")
-    options = parser.parse_args(argv)
-    device = choose_device(options.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    arguments = parser("model_step", __doc__)
+    arguments.add_argument("--cfg", metavar="FILE")
+    add_batches(arguments)
+    options = arguments.parse_args(argv)
+    device = device_of(options)
     cfg = options.cfg or CFG[device.type]
     results, rows = {}, []
     for batch in options.batch or BATCH[device.type]:
@@ -122,5 +117,10 @@ def main(argv=None):
     write(name, title, machine(device), {"cfg": cfg, "results": results}, header, rows, options.output)
 
 
+def main(argv=None):
+    """Run and return the exit code."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

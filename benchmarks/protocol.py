@@ -7,10 +7,11 @@ cannot tell apart.
 """
 
 import statistics
-import time
 from dataclasses import dataclass
 
 import torch
+
+from utils.throughput import synchronize, timed
 
 AGAIN = " (again)"
 
@@ -25,18 +26,10 @@ class Timing:
     warmup_seconds: float
 
 
-def synchronize(device):
-    """Wait until the device has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 def block_seconds(step, steps, device):
     """Seconds of `steps` calls: by CUDA events on a GPU, else by the clock until the device is done."""
-    synchronize(device)
     if device.type == "cuda":
+        synchronize(device)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(steps):
@@ -44,11 +37,7 @@ def block_seconds(step, steps, device):
         end.record()
         synchronize(device)
         return start.elapsed_time(end) / 1000
-    before = time.perf_counter()
-    for _ in range(steps):
-        step()
-    synchronize(device)
-    return time.perf_counter() - before
+    return timed(step, steps, device)
 
 
 def interleaved(cases, images, device, *, warmup=20, blocks=5, steps=50):

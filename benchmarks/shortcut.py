@@ -6,15 +6,16 @@ Images per second through a single residual addition with its shortcut, at the s
 stage of Swin-T at 224; GB/s are the tokens that the fused form has to move (see kernels/shortcut_add.py) over its time.
 """
 
-import argparse
+import sys
 from dataclasses import asdict
 
 import torch
 
+from benchmarks.command import device_of, exit_code, parser
 from benchmarks.protocol import AGAIN, interleaved
-from benchmarks.record import RESULTS, machine, write
+from benchmarks.record import machine, write
 from models.shortcut import DWShortcut
-from utils.distributed import choose_device
+from tools.command import positive
 
 SIZES = {"ViT-Tiny/16": (192, (14, 14), 1), "Swin-T, stage 1": (96, (56, 56), 0)}  # channels, grid, class tokens
 TOKEN_PASSES, GELU_PASSES = 7, 3  # of B * H*W * C elements, in the tokens' type (residual and out too) and in bfloat16
@@ -38,25 +39,23 @@ def step(impl, channels, grid, prefix, batch, dtype, device, compiled=False):
 
 
 def cases(channels, grid, prefix, batch, dtype, device):
-    """{name: step()}; the fused form needs a GPU (or Triton's interpreter, whose time means nothing)."""
+    """{name: step()}; the fused form only on a GPU."""
     sizes = channels, grid, prefix, batch, dtype, device
-    return {
+    found = {
         "plain modules, compiled": step("torch", *sizes, compiled=True),
         "plain modules": step("torch", *sizes),
-        "fused": step("triton", *sizes),
     }
+    return found | ({"fused": step("triton", *sizes)} if device.type == "cuda" else {})
 
 
-def main(argv=None):
+def run(argv):
     """Measure and write results/shortcut_<device>.{json,md}."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 512], metavar="N")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the tokens")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=50, help="of a block")
-    parser.add_argument("--output", default=RESULTS, metavar="DIR")
-    options = parser.parse_args(argv)
-    device, dtype = choose_device(options.device), getattr(torch, options.dtype)
+    arguments = parser("shortcut", __doc__)
+    arguments.add_argument("--batch", type=positive, nargs="+", default=[128, 512], metavar="N")
+    arguments.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the tokens")
+    arguments.add_argument("--steps", type=positive, default=50, help="of a block")
+    options = arguments.parse_args(argv)
+    device, dtype = device_of(options), getattr(torch, options.dtype)
     results, rows = {}, []
     for title, (channels, grid, prefix) in SIZES.items():
         for batch in options.batch:
@@ -76,5 +75,10 @@ def main(argv=None):
           options.output, notes)  # fmt: skip
 
 
+def main(argv=None):
+    """Run and return the exit code."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

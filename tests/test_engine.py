@@ -174,6 +174,21 @@ def test_evaluation_counts_every_image_once():
     assert EvalResult(3, 4, 8, 0.0).accuracy == 37.5
 
 
+def test_the_compiled_evaluation_is_called_for_batches_of_the_first_size_only():
+    model, sizes = small_model(), []
+    batches = make_batches(2, 4) + make_batches(1, 3)
+    loader = type("Loader", (list,), {"batches": 3, "size": 11})(batches)
+    free = SimpleNamespace(flags=lambda: [0.0] * 3)
+
+    def runner(images):
+        sizes.append(len(images))
+        return model(images)
+
+    result = evaluate(model, loader, device=CPU, amp_dtype=None, world=WORLD, stop=free, runner=runner)
+    assert sizes == [4, 4]
+    assert result == evaluate(model, loader, device=CPU, amp_dtype=None, world=WORLD, stop=free)
+
+
 def test_running_statistics_are_views_that_survive_loading_and_can_be_taken_back():
     model = small_model(norm=True)
     state = {name: torch.full_like(value, 2) for name, value in model.state_dict().items()}

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import default_config, to_plain
+from config import default_config, flat, to_plain
 from tests.launch import ROOT
 from tools.grid import read_grid
 from tools.published import published
-from tools.runs import flat
 from tools.sweep_plan import plan
 
 TABLES = {"table1": "table1_vit", "table2": "table2_vit_tiny_kernels", "table3": "table3_cait",

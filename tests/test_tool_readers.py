@@ -5,14 +5,14 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from config import difference
+from config import difference, flat
 from engine import evaluate
 from tests import tiny
 from tests.launch import run
 from tests.trained import config_of, untrained_checkpoint
 from tools.command import need
 from tools.loaded import load_model
-from tools.runs import find_runs, flat, read_origins, read_run
+from tools.runs import find_runs, read_origins, read_run
 from utils import checkpoint
 from utils.errors import DataError, MismatchError, MissingError, UnavailableError
 

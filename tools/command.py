@@ -15,10 +15,10 @@ there, 74 the result could not be written, 78 checkpoint does not match. Errors 
 """
 
 
-def parser(tool, description, epilog=EXITS):
-    """A parser for `python -m tools.<tool>`: full help text as written, mistakes raise ConfigError."""
+def parser(tool, description, epilog=EXITS, package="tools"):
+    """A parser for `python -m <package>.<tool>`: full help text as written, mistakes raise ConfigError."""
     return Parser(
-        prog=f"python -m tools.{tool}",
+        prog=f"python -m {package}.{tool}",
         description=description,
         epilog=epilog,
         allow_abbrev=False,

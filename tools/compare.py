@@ -6,12 +6,12 @@ Every value is printed with where it came from (a file and line, a flag, --opts 
 import sys
 from pathlib import Path
 
-from config import difference
+from config import difference, flat
 from tools.command import EXITS, exit_code, parser
 from tools.draw_curves import curves_figure
 from tools.figures import check_path, save
 from tools.groups import RunGroup
-from tools.runs import flat, read_run
+from tools.runs import read_run
 from utils.errors import ConfigError
 from utils.summary import best_row, counts
 from utils.training_state import FREE_KEYS

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.runs import find_runs, flat
+from config import flat
+from tools.runs import find_runs
 from utils.errors import ConfigError
 from utils.training_state import FREE_KEYS
 

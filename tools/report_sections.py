@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+from config import flat
 from logger import duration
 from tools.draw_checkpoints import (
     confusion_figure,
@@ -19,7 +20,6 @@ from tools.groups import differing_keys
 from tools.loaded import load_model
 from tools.markup import details, element, join, picture, scrolling, table, thumbnail
 from tools.predictions import predict_checkpoint
-from tools.runs import flat
 from tools.table import make_rows
 from tools.table_formats import grid_of
 from utils.errors import RunError

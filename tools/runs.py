@@ -118,14 +118,6 @@ def find_runs(folders):
     return [read_run(path) for path in sorted(found.values())]
 
 
-def flat(plain, prefix=""):
-    """`{'TRAIN.EPOCHS': 300, ...}` of a nested configuration."""
-    result = {}
-    for key, value in plain.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return result
-
-
 def read_origins(text):
     """Origins out of the text of a run's config.yaml, where each value is followed by `  # origin`."""
     origins, parents = {}, []

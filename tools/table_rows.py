@@ -4,10 +4,10 @@ import json
 import statistics
 from dataclasses import dataclass, field
 
+from config import flat
 from tools.groups import group_runs
 from tools.paired import Difference, Spread, spread
 from tools.published import Published, published
-from tools.runs import flat
 from utils.errors import listing
 
 PROVENANCE = ("commit", "packages", "processes", "data")  # runs that differ in one of these are not averaged

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from config import to_plain
+from config import flat, to_plain
 from data.build import check_classes, mixing_of, request_of, split, statistics, transforms_of
 from data.datasets import create, nothing
 from data.samples import EvalSamples, TrainSamples
@@ -17,7 +17,6 @@ from models.build import build_model
 from tools.checks.rehearsal import Rehearsal
 from tools.checks.trial import choose_trial, hollow_model, time_of_an_image
 from tools.checks.variants import changed
-from tools.runs import flat
 from utils.distributed import World, choose_device
 from utils.seed import seed_all
 

@@ -1,0 +1,39 @@
+"""What the command lines of the benchmarks share: their options, the device, and one-line errors with exit codes."""
+
+import torch
+
+from benchmarks.record import RESULTS
+from tools import command
+from tools.command import exit_code, positive
+from utils.distributed import choose_device
+
+__all__ = ["add_batches", "add_data", "device_of", "exit_code", "parser"]
+
+
+def parser(benchmark, description):
+    """A parser for `python -m benchmarks.<benchmark>` with --output and --device; mistakes raise ConfigError."""
+    result = command.parser(benchmark, description, package="benchmarks")
+    result.add_argument("--output", default=RESULTS, metavar="DIR", help="where JSON and Markdown go")
+    result.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
+    return result
+
+
+def add_data(result, cfg=None):
+    """--cfg, --data-path and --opts, for benchmarks that read images; `cfg` is the default configuration."""
+    result.add_argument("--cfg", default=cfg, metavar="FILE", help="configuration of main.py")
+    result.add_argument("--data-path", default="", metavar="DIR", help="folder that holds its dataset")
+    result.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="change any of its keys")
+
+
+def add_batches(result):
+    """--batch and --eager, for benchmarks that time training steps."""
+    result.add_argument("--batch", type=positive, nargs="+", metavar="N", help="images of a step, one or several sizes")
+    result.add_argument("--eager", action="store_true", help="leave out what has to be compiled")
+
+
+def device_of(options):
+    """The device of the options; a CPU is measured with one thread."""
+    device = choose_device(options.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    return device
