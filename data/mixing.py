@@ -165,17 +165,18 @@ class Mixing:
         if self.active and self.mode == "pair" and batch_size % 2:
             raise ConfigError(f"DATA.BATCH_SIZE: {batch_size} is odd, but AUG.MIXUP_MODE pair needs an even batch")
 
-    def __call__(self, images, targets, key):
+    def __call__(self, images, targets, key, dtype=None):
         """Mix in place: images (B, 3, H, W) and class indices (B,) on any device; `key` is a tuple, see `seeded`.
 
-        Images of the device pipeline (data/device/pending.py) are finished and mixed in one go.
+        The images returned have `dtype` (None: float32, or that of the tensor that came) and are mixed before they are
+        rounded to it. Images of the device pipeline (data/device/pending.py) are finished and mixed in one go.
         """
         plan = self.plan(images.shape, key)
         if not isinstance(images, torch.Tensor):
-            images = images.finish(plan)
+            images = images.finish(plan, dtype or torch.float32)
         elif plan is not None:
             images = plan.mix(images)
-        return images, self.targets(targets, plan)
+        return images.to(dtype or images.dtype), self.targets(targets, plan)
 
     def plan(self, shape, key):
         """The MixPlan of a batch of `shape` (B, 3, H, W), None if nothing is mixed; the same that a call applies."""

@@ -411,7 +411,7 @@ def test_every_step_micro_batch_and_rank_draws_its_own_randomness():
     """Dropout (torch's generator) and mixing (the key) of 2 steps x 2 micro-batches x 2 ranks: 8 different ones."""
     keys, drawn = set(), set()
 
-    def mixing(images, targets, key):
+    def mixing(images, targets, key, dtype):
         keys.add(key)
         return images, targets
 

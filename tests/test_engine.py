@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from engine import EvalResult, LossModel, Progress, StepSettings, TrainState, evaluate, steps_per_epoch, train_one_epoch
@@ -24,8 +25,8 @@ class Mixing:
 
     criterion = nn.CrossEntropyLoss()
 
-    def __call__(self, images, targets, key):
-        return images, targets
+    def __call__(self, images, targets, key, dtype):
+        return images.to(dtype or images.dtype), targets
 
 
 class Batches:
@@ -133,6 +134,22 @@ def test_tolerated_steps_are_counted_and_stop_when_there_are_too_many():
     assert (state.progress.skipped, state.progress.skipped_total, state.progress.loss_count) == (0, 2, 2)
     with pytest.raises(NonFiniteError, match="step 6"):
         train(make_state_at(state, 4), [*batches, *bad[:3]], max_skipped=2)
+
+
+def test_the_average_of_the_weights_moves_in_every_step_of_the_schedule():
+    batches = make_batches(3, 4)
+    batches[1] = (batches[1][0] * float("nan"), batches[1][1])
+    state = make_state(small_model(norm=True))
+    state.ema = ModelEmaV3(state.model, decay=0.9)
+    update, seen = state.ema.update, []
+    state.ema.update = lambda model, step: (seen.append(model[1].weight.detach().clone()), update(model, step=step))
+    expected = state.model[1].weight.detach().clone()
+    train(state, batches, max_skipped=1)
+    assert torch.equal(seen[1], seen[0])  # the refused step left the weights alone
+    for step, weight in enumerate(seen):
+        decay = 0.0 if step <= 1 else 0.9  # timm's decay starts after the first step
+        expected = decay * expected + (1 - decay) * weight
+    assert torch.allclose(state.ema.module[1].weight, expected)
 
 
 def make_state_at(state, step):

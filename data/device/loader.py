@@ -22,7 +22,8 @@ def draws_ahead(recipe, key, epoch, batches, device):
         return
     size = len(batches[0])
     per_chunk = max(1, CHUNK // size)
-    chunks = [batches[first : first + per_chunk] for first in range(0, len(batches), per_chunk)]
+    starts = range(1, len(batches), per_chunk)  # the first batch alone, so that the device need not wait for the others
+    chunks = [batches[:1], *(batches[first : first + per_chunk] for first in starts)]
 
     def draw_chunk(chunk):
         drawn = draw(recipe, key, epoch, torch.tensor(chunk).flatten())

@@ -1,0 +1,51 @@
+"""Images reach the model in the type of its products: the same numbers as if autocast had rounded them."""
+
+import pytest
+import timm
+import torch
+
+from data.build import build_data
+from data.mixing import Mixing
+from models.registry import list_variants
+from tests.helpers_data import silent, small_config
+from tests.small import small, small_sizes
+
+TIMM = ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "mixer_s32_224", "swin_tiny_patch4_window7_224")
+
+
+def gradients(model, images):
+    """Of every parameter and of the loss, after one step under bfloat16 autocast."""
+    model.zero_grad()
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(images).float().square().mean()
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("variant", list_variants())
+def test_every_model_computes_the_same(variant):
+    torch.manual_seed(0)
+    side = small_sizes(variant)["img_size"]
+    model, images = small(variant), torch.randn(2, 3, side, side)
+    expected = gradients(model, images)
+    assert all(map(torch.equal, gradients(model, images.bfloat16()), expected))
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_so_do_models_of_timm(name):
+    torch.manual_seed(0)
+    model, images = timm.create_model(name, num_classes=3), torch.randn(1, 3, 224, 224)
+    model.eval()  # batch norm of one image
+    assert all(map(torch.equal, gradients(model, images.bfloat16()), gradients(model, images)))
+
+
+@pytest.mark.parametrize("keys", [{}, {"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0, "mode": "elem"}])
+def test_images_are_mixed_before_they_are_rounded(keys):
+    mixing = Mixing(3, **keys)
+    config = small_config("fake:train=8,val=3,classes=3", size=12, batch_size=4, DATA__PIPELINE="device")
+    train = build_data(config, 0, 1, log=silent).train
+    for (pending, labels), (images, _) in zip(train.to_mix(0), train.epoch(0), strict=True):
+        expected = mixing(images.clone(), labels, (1,))[0].bfloat16()
+        assert torch.equal(mixing(pending, labels, (1,), dtype=torch.bfloat16)[0], expected)
+        assert torch.equal(mixing(images, labels, (1,), dtype=torch.bfloat16)[0], expected)
