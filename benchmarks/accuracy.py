@@ -13,30 +13,39 @@ from pathlib import Path
 
 from benchmarks.command import add_data, device_of, exit_code, parser
 from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON
-from benchmarks.model_step import CFG, COMPILED, FUSED, GRAPHS, UNFUSED
+from benchmarks.model_step import BF16_RESIDUAL, CFG, COMPILED, FUSED, GRAPHS, UNFUSED
 from benchmarks.record import machine, write
 from tools.paired import paired_difference, spread
 from tools.runs import read_run
 from utils.errors import ConfigError, RunError, listing, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
-PATHS = {  # name: what differs from the configuration; all but the first two need a GPU
-    "reference": (*CPU_DATA, *UNFUSED),
-    "device": (*DEVICE_DATA, *TORCH, *UNFUSED),
-    "compiled": (*DEVICE_DATA, *TRITON, *UNFUSED, *COMPILED),
-    "fused": (*DEVICE_DATA, *TRITON, *FUSED, *GRAPHS),
-    "bf16-residual": (*DEVICE_DATA, *TRITON, *FUSED, *GRAPHS, "AMP.RESIDUAL", "bfloat16"),
+REFERENCE, DEVICE = (*CPU_DATA, *UNFUSED), (*DEVICE_DATA, *TORCH, *UNFUSED)
+BF16 = ("AMP.DTYPE", "bfloat16")  # the default on a GPU
+PATHS = {  # device: {name: what differs from the configuration}
+    "cuda": {
+        "reference": REFERENCE,
+        "device": DEVICE,
+        "compiled": (*DEVICE_DATA, *TRITON, *UNFUSED, *COMPILED),
+        "fused": (*DEVICE_DATA, *TRITON, *FUSED, *GRAPHS),
+        "bf16-residual": (*DEVICE_DATA, *TRITON, *FUSED, *GRAPHS, *BF16_RESIDUAL),
+    },
+    "cpu": {
+        "reference": REFERENCE,
+        "device": DEVICE,
+        "bf16": (*REFERENCE, *BF16),
+        "bf16-residual": (*REFERENCE, *BF16, *BF16_RESIDUAL),
+    },
 }
-ON_CPU = ("reference", "device")
 
 
-def train(cfg, path, seed, options):
+def train(cfg, path, changes, seed, options):
     """The finished RunRecord of one run; raises RunError if main.py fails."""
     output, name = Path(options.runs), f"{Path(cfg).stem}_{path}"
     folder = output / name / f"seed{seed}"
     command = [sys.executable, str(ROOT / "main.py"), "--cfg", cfg, "--data-path", options.data_path]
     command += ["--output", str(output), "--tag", f"seed{seed}", "--seed", str(seed), "--device", options.device]
-    command += ["--opts", "MODEL.NAME", name, *PATHS[path], *options.opts]
+    command += ["--opts", "MODEL.NAME", name, *changes, *options.opts]
     if not (folder / "summary.json").is_file():
         code = subprocess.run(command, check=False).returncode
         if code:  # main.py has said why
@@ -79,11 +88,12 @@ def rows_of(found):
 
 
 def chosen_paths(names, device):
-    """The paths to run: those asked for, else all that the device has."""
+    """{name: changes} of the paths to run: those asked for, else all that the device has."""
+    known = PATHS["cuda" if device.type == "cuda" else "cpu"]
     for name in names or ():
-        if name not in PATHS:
-            raise ConfigError(f"--paths {name}: one of {listing(PATHS)}{nearest(name, PATHS)}")
-    return names or (list(PATHS) if device.type == "cuda" else list(ON_CPU))
+        if name not in known:
+            raise ConfigError(f"--paths {name}: on {device.type} one of {listing(known)}{nearest(name, known)}")
+    return {name: known[name] for name in names or known}
 
 
 def run(argv):
@@ -92,7 +102,7 @@ def run(argv):
     add_data(arguments, CFG["cuda"])
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     arguments.add_argument(
-        "--paths", nargs="+", metavar="NAME", help=f"of {', '.join(PATHS)}; the first is the reference"
+        "--paths", nargs="+", metavar="NAME", help=f"of {', '.join(PATHS['cuda'])}; the first is the reference"
     )
     arguments.add_argument("--runs", default="output/accuracy", metavar="DIR", help="where the run folders are kept")
     options = arguments.parse_args(argv)
@@ -100,8 +110,8 @@ def run(argv):
     paths = chosen_paths(options.paths, device)
     finals = {path: {} for path in paths}
     for seed in options.seeds:  # seed by seed, so that an interrupted comparison is already one
-        for path in paths:
-            finals[path][seed] = train(options.cfg, path, seed, options).summary["final"]
+        for path, changes in paths.items():
+            finals[path][seed] = train(options.cfg, path, changes, seed, options).summary["final"]
     found = compare(finals)
     header = ["path", "accuracy, mean ± std (n)", "correct/total", "difference, points (95 % interval)"]
     title = f"Accuracy by path: {options.cfg} {' '.join(options.opts)}".strip()

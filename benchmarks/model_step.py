@@ -33,7 +33,7 @@ PLAIN = ("MODEL.SHORTCUT.KERNELS", "[]")
 UNFUSED, FUSED = ("MODEL.SHORTCUT.IMPL", "torch"), ("MODEL.SHORTCUT.IMPL", "triton")
 COMPILED = ("COMPILE", "True")
 GRAPHS = (*COMPILED, "COMPILE_MODE", "reduce-overhead")
-BF16 = ("AMP.RESIDUAL", "bfloat16")
+BF16_RESIDUAL = ("AMP.RESIDUAL", "bfloat16")
 OURS = {  # name: options; those with FUSED need a GPU
     "ours, plain, eager": PLAIN,
     "ours, plain, compiled": (*PLAIN, *COMPILED),
@@ -42,7 +42,7 @@ OURS = {  # name: options; those with FUSED need a GPU
     "ours, shortcut, compiled": (*UNFUSED, *COMPILED),
     "ours, shortcut fused, compiled": (*FUSED, *COMPILED),
     "ours, shortcut fused, CUDA graphs": (*FUSED, *GRAPHS),
-    "ours, shortcut fused, CUDA graphs, bfloat16 residuals": (*FUSED, *GRAPHS, *BF16),
+    "ours, shortcut fused, CUDA graphs, bfloat16 residuals": (*FUSED, *GRAPHS, *BF16_RESIDUAL),
 }
 GPU_ONLY = ("fused", "CUDA graphs")
 
