@@ -10,11 +10,12 @@ from utils.distributed import choose_device
 __all__ = ["add_batches", "add_data", "device_of", "exit_code", "parser"]
 
 
-def parser(benchmark, description):
+def parser(benchmark, description, device=True):
     """A parser for `python -m benchmarks.<benchmark>` with --output and --device; mistakes raise ConfigError."""
     result = command.parser(benchmark, description, package="benchmarks")
     result.add_argument("--output", default=RESULTS, metavar="DIR", help="where JSON and Markdown go")
-    result.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
+    if device:
+        result.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
     return result
 
 

@@ -40,18 +40,18 @@ def block_seconds(step, steps, device):
     return timed(step, steps, device)
 
 
-def interleaved(cases, images, device, *, warmup=20, blocks=5, steps=50):
+def interleaved(cases, images, device, *, warmup=20, blocks=5, steps=50, seconds=block_seconds):
     """Time every case of {name: step()}, which handles `images` images a call; returns {name: Timing}.
 
-    The first case also appears as its name + AGAIN.
+    The first case also appears as its name + AGAIN. `seconds(step, steps, device)` times a block.
     """
-    warm = {name: block_seconds(step, warmup, device) for name, step in cases.items()}
+    warm = {name: seconds(step, warmup, device) for name, step in cases.items()}
     first = next(iter(cases))
     order = [*cases.items(), (first + AGAIN, cases[first])]
     rates = {name: [] for name, _ in order}
     for round_number in range(blocks):
         for name, step in order if round_number % 2 == 0 else reversed(order):
-            rates[name].append(images * steps / block_seconds(step, steps, device))
+            rates[name].append(images * steps / seconds(step, steps, device))
     return {
         name: Timing(statistics.median(values), min(values), max(values), warm[name.removesuffix(AGAIN)])
         for name, values in rates.items()

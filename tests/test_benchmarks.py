@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, augment_equivalence, end_to_end, loader, model_step
+from benchmarks import accuracy, against, augment_equivalence, end_to_end, loader, model_step
 from benchmarks import bytes as traced
 from benchmarks.protocol import AGAIN, Timing, interleaved, ratio_text, spread
 from benchmarks.record import RESULTS, table
@@ -33,6 +33,17 @@ def test_a_difference_within_the_clocks_own_is_none():
     assert spread(timings) == pytest.approx(0.04)
     assert ratio_text(timings["b"], timings["a"], 0.04) == "1.50"
     assert ratio_text(Timing(103, 103, 103, 0), timings["a"], 0.04) == "no difference"
+
+
+def test_two_checkouts_are_timed_against_each_other(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(against, "PACE", {"warmup": 1, "blocks": 1, "steps": 1})
+    cfg, root = "configs/demo/digits_plain.yaml", str(against.ROOT)
+    assert against.main(["--other", root, "--cfg", cfg, "--batch", "4", "--output", str(tmp_path)]) == 0
+    timings = json.loads((tmp_path / "against_cpu.json").read_text())["results"][cfg]
+    assert list(timings) == ["this", "other", "this" + AGAIN]
+    assert all(timing["median"] > 0 for timing in timings.values())
+    assert against.main(["--other", str(tmp_path)]) == against.main(["--other", root, "--cfg", "a.yaml"]) == 66
+    assert "a.yaml: not a file of both checkouts" in capsys.readouterr().err
 
 
 def test_bytes_of_a_linear_layer_counted_by_hand():

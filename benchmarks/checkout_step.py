@@ -1,0 +1,45 @@
+"""Time training steps of one model of the checkout in the current folder: the other end of benchmarks/against.py.
+
+python checkout_step.py CFG BATCH CLASSES
+Every line with a number on stdin is answered with the processor seconds that so many steps (forward, loss, backward;
+one thread) took this process. Uses only what every version of this project has: load_config and build_model.
+"""
+
+import sys
+import time
+
+import torch
+
+
+def training_step(cfg, batch, classes):
+    """step() on random images and labels."""
+    from config import load_config
+    from models.build import build_model
+
+    torch.manual_seed(0)
+    config = load_config(cfg)[0]
+    model, side = build_model(config, classes).train(), config.DATA.IMG_SIZE
+    images = torch.randn(batch, 3, *((side, side) if isinstance(side, int) else side))
+    labels = torch.randint(classes, (batch,))
+
+    def step():
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+
+    return step
+
+
+def main():
+    """Answer until stdin ends."""
+    cfg, batch, classes = sys.argv[1:]
+    torch.set_num_threads(1)
+    step = training_step(cfg, int(batch), int(classes))
+    for line in sys.stdin:
+        start = time.process_time()
+        for _ in range(int(line)):
+            step()
+        print(time.process_time() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main()
