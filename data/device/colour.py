@@ -106,13 +106,8 @@ def brightness(pixels, value):
 
 def sharpness(pixels, value):
     """Between the smoothed image (0) and the image (1), and beyond; border pixels stay."""
-    wide = pixels.int()
-    inside = wide[:, :, 1:-1, 1:-1]
-    total = 4 * inside
-    height, width = inside.shape[2:]
-    for row in range(3):
-        for col in range(3):
-            total = total + wide[:, :, row : row + height, col : col + width]
-    smooth = wide.clone()
-    smooth[:, :, 1:-1, 1:-1] = (2 * total + 13) // 26  # total / 13, rounded
+    smooth = pixels.short()
+    rows = (smooth[:, :, :-2] + smooth[:, :, 1:-1]).add_(smooth[:, :, 2:])
+    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(smooth[:, :, 1:-1, 1:-1], alpha=4)
+    smooth[:, :, 1:-1, 1:-1] = total.mul_(2).add_(13).floor_divide_(26)  # total / 13, rounded
     return blend(smooth, pixels, value)

@@ -11,45 +11,57 @@ WIDEST_BOX = 1  # whole box radius of timm's largest standard deviation, 2
 
 
 def cubic(v1, v2, v3, v4, d):
-    """Geometry.c's BICUBIC (a = -1) between v2 and v3, rounded after every operation in the same order as there."""
+    """Geometry.c's BICUBIC (a = -1) between v2 and v3, rounded after every operation in the same order as there.
+
+    Pixels may be int16, in which the first sums are exact and move fewer bytes; `d` has the type of the result.
+    """
     p2 = v3 - v1
     p3 = (v1 - v2).mul_(2).add_(v3).sub_(v4)
     p4 = (v2 - v1).sub_(v3).add_(v4)
-    return p4.mul_(d).add_(p3).mul_(d).add_(p2).mul_(d).add_(v2)
+    return (p4 * d).add_(p3).mul_(d).add_(p2).mul_(d).add_(v2)
 
 
 def linear(v1, v2, d):
     """Geometry.c's BILINEAR between v1 and v2."""
-    return (v2 - v1).mul_(d).add_(v1)
+    return ((v2 - v1) * d).add_(v1)
 
 
 INTERPOLATIONS = {"bicubic": (cubic, range(-1, 3)), "bilinear": (linear, range(2))}  # function, taps beside floor(x)
 
 
-def affine(pixels, matrix, fill, name):
-    """Apply the inverse maps `matrix` (n, 6); output pixels whose centre comes from outside get the colour `fill`."""
+def affine(pixels, matrix, fill, name, axes="xy"):
+    """Apply the inverse maps `matrix` (n, 6); output pixels whose centre comes from outside get the colour `fill`.
+
+    `axes`: those that the maps move pixels along. Along any other one every pixel lies on a tap, where all the taps
+    together give that one's value and need not be read.
+    """
     function, taps = INTERPOLATIONS[name]
     height, width = pixels.shape[2:]
-    matrix = matrix.to(real(pixels.device))[:, :, None, None]
-    rows = torch.arange(height, device=pixels.device)[:, None] + 0.5
-    columns = torch.arange(width, device=pixels.device) + 0.5
-    x = matrix[:, 0] * columns + matrix[:, 1] * rows + matrix[:, 2]
-    y = matrix[:, 3] * columns + matrix[:, 4] * rows + matrix[:, 5]
+    x, y = centres(matrix.to(real(pixels.device)), height, width)
     outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
-    x, y = x - 0.5, y - 0.5
+    x, y = (side.flatten(1)[:, None] - 0.5 for side in (x, y))
     left, top = torch.floor(x), torch.floor(y)
-    across = [(left + dx).clamp(0, width - 1).long().flatten(1)[:, None] for dx in taps]
-    starts = [(top + dy).clamp(0, height - 1).long().flatten(1)[:, None] * width for dy in taps]
+    across = [(left + dx).clamp(0, width - 1).long() for dx in (taps if "x" in axes else range(1))]
+    starts = [(top + dy).clamp(0, height - 1).long() * width for dy in (taps if "y" in axes else range(1))]
     flat = pixels.flatten(2)
 
     def line(start):
-        values = (flat.gather(2, (start + place).expand(-1, 3, -1)).to(matrix.dtype) for place in across)
-        return function(*values, (x - left).flatten(1)[:, None])
+        values = [flat.gather(2, (start + place).expand(-1, 3, -1)).short() for place in across]
+        return function(*values, x - left) if "x" in axes else values[0]
 
-    result = function(*(line(start) for start in starts), (y - top).flatten(1)[:, None])
+    lines = [line(start) for start in starts]
+    result = function(*lines, y - top) if "y" in axes else lines[0]
     result = result.clamp_(0, 255).to(torch.uint8).view_as(pixels)
     colour = constant(fill, pixels.device, torch.uint8)[:, None, None]
     return torch.where(outside[:, None], colour, result)
+
+
+def centres(matrix, height, width):
+    """Where the centres of the output pixels come from: x and y (n, H, W), of inverse maps (n, 6)."""
+    a, b, c, d, e, f = matrix[:, :, None, None].unbind(1)
+    rows = torch.arange(height, device=matrix.device)[:, None] + 0.5
+    columns = torch.arange(width, device=matrix.device) + 0.5
+    return a * columns + b * rows + c, d * columns + e * rows + f
 
 
 def box_radius(sigma):

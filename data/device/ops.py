@@ -27,7 +27,13 @@ class Op(IntEnum):
     GAUSSIAN_BLUR = 15  # (standard deviation in pixels)
 
 
-AFFINE = (Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y)
+AFFINE = {  # and the axes along which pixels move
+    Op.ROTATE: "xy",
+    Op.SHEAR_X: "x",
+    Op.SHEAR_Y: "y",
+    Op.TRANSLATE_X: "x",
+    Op.TRANSLATE_Y: "y",
+}
 
 
 def truncated(value):

@@ -88,7 +88,7 @@ def apply_layer(pixels, draws, layer, recipe):
 def apply(op, pixels, value, matrix, recipe):
     """Operation `op` on uint8 (n, 3, H, W) with `value` (n,) and `matrix` (n, 6)."""
     if op in AFFINE:
-        return geometry.affine(pixels, matrix, recipe.fill, recipe.affine_filter)
+        return geometry.affine(pixels, matrix, recipe.fill, recipe.affine_filter, AFFINE[op])
     return COLOUR[op](pixels, value)
 
 

@@ -78,8 +78,8 @@ def weighted_sum(pixels, dim, index, weight):
     total = torch.full(size, 1 << (PRECISION - 1), dtype=torch.int32, device=pixels.device)
     for k in range(index.shape[2]):
         place = index[..., k].reshape(shape).expand(size)
-        total += pixels.gather(dim, place) * weight[..., k].reshape(shape)
-    return (total >> PRECISION).clamp_(0, 255).to(torch.uint8)
+        total.addcmul_(pixels.gather(dim, place), weight[..., k].reshape(shape))
+    return total.bitwise_right_shift_(PRECISION).clamp_(0, 255).to(torch.uint8)
 
 
 def resize_windows(pixels, windows, size, name):
