@@ -16,10 +16,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import models
+from benchmarks.bars import by_group, draw
 from benchmarks.command import exit_code, parser
 from benchmarks.record import machine, write
 from benchmarks.traffic import training_traffic
-from tools.figures import COLORS, new_figure, save, styled
 
 BATCH, SIZE, CLASSES = 128, (224, 224), 10
 SHORTCUT = {"kernels": [3]}
@@ -29,15 +29,6 @@ DRAWN = {  # the bars of the picture
     "ViT-Tiny + shortcut": "one attention operator,\nshortcut as modules",
     "ViT-Tiny + fused shortcut": "one attention operator,\nshortcut fused",
     "ViT-Tiny": "no shortcut",
-}
-GROUPS = {  # parts of operator names; () takes the rest
-    "fused shortcut": ("locality::",),
-    "attention": ("attention", "softmax", "bmm"),
-    "linear layers": ("addmm", "mm"),
-    "norms": ("norm",),
-    "GELU": ("gelu",),
-    "depth-wise convolutions": ("convolution", "constant_pad"),
-    "sums, casts, copies": (),
 }
 
 
@@ -75,34 +66,6 @@ def measure_all():
     return found | {name: measure(build) for name, build in cases().items()}
 
 
-@styled
-def draw(found, path):
-    """Where the bytes of a ViT-Tiny step go: one bar for each of DRAWN, by group of operators."""
-    figure = new_figure(9, 3.2)
-    axes = figure.subplots()
-    left = [0.0] * len(DRAWN)
-    for number, (group, parts) in enumerate(GROUPS.items()):
-        sizes = [megabytes(found[name]["by_operator"], parts) for name in DRAWN]
-        color, hatch = COLORS[number % len(COLORS)], "//" if number >= len(COLORS) else None
-        axes.barh(range(len(DRAWN)), sizes, left=left, label=group, color=color, hatch=hatch, edgecolor="white")
-        left = [before + size for before, size in zip(left, sizes, strict=True)]
-    axes.set_yticks(range(len(DRAWN)), DRAWN.values())
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set(xlabel="MB per image that the operators of a training step read and write, ViT-Tiny/16 at 224")
-    figure.legend(loc="outside upper center", ncols=4)
-    save(figure, path)
-
-
-def megabytes(by_operator, parts):
-    """MB of the operators of one group: the first of GROUPS of which the name has a part, else the empty one."""
-
-    def group_of(name):
-        return next((group for group in GROUPS.values() if any(part in name for part in group)), ())
-
-    return sum(size for name, size in by_operator.items() if group_of(name) == parts) / 1e6
-
-
 def run(argv):
     """Measure and write results/bytes.{json,md,png}."""
     options = parser("bytes", __doc__).parse_args(argv)
@@ -117,7 +80,10 @@ def run(argv):
         rows,
         options.output,
     )
-    draw(found, Path(options.output) / "bytes.png")
+    bars = {label: by_group(found[name]["by_operator"]) for name, label in DRAWN.items()}
+    bars = {label: {group: size / 1e6 for group, size in bar.items()} for label, bar in bars.items()}
+    xlabel = "MB per image that the operators of a training step read and write, ViT-Tiny/16 at 224"
+    draw(bars, xlabel, Path(options.output) / "bytes.png")
 
 
 def main(argv=None):

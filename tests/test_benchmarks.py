@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, against, augment_equivalence, end_to_end, loader, model_step
+from benchmarks import accuracy, against, augment_equivalence, end_to_end, loader, model_step, step_time
 from benchmarks import bytes as traced
+from benchmarks.bars import REST, by_group
 from benchmarks.protocol import AGAIN, Timing, interleaved, ratio_text, spread
 from benchmarks.record import RESULTS, table
 from benchmarks.traffic import training_traffic
@@ -44,6 +45,24 @@ def test_two_checkouts_are_timed_against_each_other(monkeypatch, tmp_path, capsy
     assert all(timing["median"] > 0 for timing in timings.values())
     assert against.main(["--other", str(tmp_path)]) == against.main(["--other", root, "--cfg", "a.yaml"]) == 66
     assert "a.yaml: not a file of both checkouts" in capsys.readouterr().err
+
+
+def test_operators_and_kernels_find_their_group():
+    names = {"aten::addmm": 1, "aten::bmm": 2, "nvjet_tst_128x64": 4, "flash_fwd_kernel": 8, "correlate_kernel": 16}
+    names |= {"triton_per_fused_native_layer_norm_3": 32, "aten::native_batch_norm_backward": 64, "aten::copy_": 128}
+    groups = {"fused shortcut": 16, "attention": 2 + 8, "linear layers": 1 + 4, "norms": 32 + 64, REST: 128}
+    assert by_group(names) == groups
+
+
+def test_the_time_of_a_step_adds_up(tmp_path):
+    """The groups together are the step; the shortcut's convolutions are there with it only."""
+    words = ["--cfg", "configs/demo/digits_shortcut.yaml", "--batch", "8", "--device", "cpu", "--output", str(tmp_path)]
+    assert step_time.main(words) == 0
+    found = json.loads((tmp_path / "step_time_cpu.json").read_text())["milliseconds"]
+    assert list(found) == [step_time.ORIGINAL, "ours", "no shortcut"]
+    assert ["depth-wise convolutions" in groups for groups in found.values()] == [True, True, False]
+    assert all(groups["linear layers"] > 0 for groups in found.values())
+    assert (tmp_path / "step_time_cpu.png").stat().st_size > 10_000
 
 
 def test_bytes_of_a_linear_layer_counted_by_hand():

@@ -1,0 +1,102 @@
+"""Where the time of a training step goes, by group of operators: the original code's way, and ours.
+
+python -m benchmarks.step_time [--cfg FILE] [--batch N] [--device cuda] [--output DIR]
+
+On a GPU the kernels' own time, on synthetic data that lie there; on a CPU that of the operators, one thread, eager
+(what a compiler fuses has no name there). The profiler slows the host down, so how fast a step is tells
+`benchmarks.model_step`.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.bars import NOTHING, by_group, draw
+from benchmarks.command import device_of, exit_code, parser
+from benchmarks.model_step import CFG, CLASSES, FUSED, GRAPHS, PLAIN, UNFUSED
+from benchmarks.record import machine, write
+from benchmarks.steps import configuration, original_step, our_step, pool
+from tools.command import positive
+from utils.throughput import synchronize
+
+WARMUP, STEPS = {"cuda": 20, "cpu": 2}, {"cuda": 20, "cpu": 3}
+BATCH = {"cuda": 512, "cpu": 16}
+ORIGINAL = "original code's way"
+OURS = {  # device: {label: options}
+    "cuda": {"ours, compiled": (*UNFUSED, *GRAPHS), "ours, fused": (*FUSED, *GRAPHS), "no shortcut": (*PLAIN, *GRAPHS)},
+    "cpu": {"ours": UNFUSED, "no shortcut": PLAIN},
+}
+
+
+def cases(cfg, batch, device):
+    """{label: step()}."""
+    side = configuration(cfg, batch).DATA.IMG_SIZE
+    batches = pool(batch, (side, side) if isinstance(side, int) else tuple(side), CLASSES, device)
+    found = {ORIGINAL: original_step(configuration(cfg, batch, *UNFUSED), CLASSES, device, batches)}
+    for label, options in OURS[device.type].items():
+        found[label] = our_step(configuration(cfg, batch, *options), CLASSES, device, batches)
+    return found
+
+
+def seconds_by_name(step, steps, device):
+    """({name: seconds a step} of operators (CPU) or kernels (GPU), seconds a step in all)."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    with profile(activities=activities) as profiler:
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        synchronize(device)
+        whole = (time.perf_counter() - start) / steps
+    found = {}
+    for event in profiler.key_averages():
+        if event.is_user_annotation or (event.device_type.name == "CUDA") != on_gpu:
+            continue
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        found[event.key] = microseconds / 1e6 / steps
+    return found, whole
+
+
+def measure(cfg, batch, device):
+    """{label: {group: milliseconds a step}}."""
+    found = {}
+    for label, step in cases(cfg, batch, device).items():
+        for _ in range(WARMUP[device.type]):
+            step()
+        synchronize(device)
+        seconds, whole = seconds_by_name(step, STEPS[device.type], device)
+        groups = by_group(seconds)
+        groups[NOTHING] = max(0.0, whole - sum(groups.values()))
+        found[label] = {group: 1000 * value for group, value in groups.items()}
+    return found
+
+
+def run(argv):
+    """Measure and write results/step_time_<device>.{json,md,png}."""
+    arguments = parser("step_time", __doc__)
+    arguments.add_argument("--cfg", metavar="FILE", help="configuration of the model")
+    arguments.add_argument("--batch", type=positive, metavar="N", help="images of a step")
+    options = arguments.parse_args(argv)
+    device = device_of(options)
+    cfg, batch = options.cfg or CFG["cuda"], options.batch or BATCH[device.type]
+    found = measure(cfg, batch, device)
+    groups = list(dict.fromkeys(group for bar in found.values() for group in bar))
+    rows = [[group, *(f"{bar.get(group, 0):.1f}" for bar in found.values())] for group in groups]
+    rows.append(["whole step", *(f"{sum(bar.values()):.1f}" for bar in found.values())])
+    name, title = f"step_time_{device.type}", f"Where a training step's time goes, ms: {cfg}, batch {batch}"
+    content = {"cfg": cfg, "batch": batch, "milliseconds": found}
+    write(name, title, machine(device), content, ["group", *found], rows, options.output)
+    where = {"cuda": "a GPU", "cpu": "a CPU core"}[device.type]
+    xlabel = f"ms of a training step of {batch} images on {where}, {Path(cfg).stem}"
+    draw(found, xlabel, Path(options.output) / f"{name}.png")
+
+
+def main(argv=None):
+    """Run and return the exit code."""
+    return exit_code(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
