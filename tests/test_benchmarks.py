@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, against, augment_equivalence, end_to_end, loader, model_step, step_time
+from benchmarks import accuracy, against, augment_equivalence, end_to_end, loader, model_step, time_shares
 from benchmarks import bytes as traced
 from benchmarks.bars import REST, by_group
 from benchmarks.protocol import AGAIN, Timing, interleaved, ratio_text, spread
@@ -57,12 +57,12 @@ def test_operators_and_kernels_find_their_group():
 def test_the_time_of_a_step_adds_up(tmp_path):
     """The groups together are the step; the shortcut's convolutions are there with it only."""
     words = ["--cfg", "configs/demo/digits_shortcut.yaml", "--batch", "8", "--device", "cpu", "--output", str(tmp_path)]
-    assert step_time.main(words) == 0
-    found = json.loads((tmp_path / "step_time_cpu.json").read_text())["milliseconds"]
-    assert list(found) == [step_time.ORIGINAL, "ours", "no shortcut"]
+    assert time_shares.main(words) == 0
+    found = json.loads((tmp_path / "time_shares_cpu.json").read_text())["milliseconds"]
+    assert list(found) == [time_shares.ORIGINAL, "ours", "no shortcut"]
     assert ["depth-wise convolutions" in groups for groups in found.values()] == [True, True, False]
     assert all(groups["linear layers"] > 0 for groups in found.values())
-    assert (tmp_path / "step_time_cpu.png").stat().st_size > 10_000
+    assert (tmp_path / "time_shares_cpu.png").stat().st_size > 10_000
 
 
 def test_bytes_of_a_linear_layer_counted_by_hand():

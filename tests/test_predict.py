@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.trained import folder_run
 from tools import predict
 from tools.images import find_images
 from tools.loaded import load_model
+from tools.prediction_formats import Prediction, as_table
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,14 @@ def test_csv_and_table(trained, tmp_path, capsys):
     for row, line in zip(rows, lines, strict=True):
         assert line.startswith(row["image"])
         assert f"{100 * float(row['probability_1']):.1f} %" in line
+
+
+def test_every_image_is_one_line_of_the_table():
+    names = ["two\nlines.png", "Grüße.png", "\udcff.png"]
+    rows = [Prediction(name, -1, [0], [1.0]) for name in names]
+    lines = as_table(SimpleNamespace(class_names=("a\tb",)), rows, [], None).splitlines()
+    assert [line.split("  ")[0].strip() for line in lines] == [r"two\nlines.png", "Grüße.png", r"\udcff.png"]
+    assert all(r"a\tb 100.0 %" in line for line in lines)
 
 
 def test_every_image_once_in_a_stable_order(tmp_path):

@@ -20,23 +20,30 @@ class Prediction(NamedTuple):
 def as_table(loaded, predictions, unreadable, result):
     """One line per image: name, [true class,] classes with their probabilities, best first; wrong ones are marked."""
     names = loaded.class_names
-    wide = max(len(prediction.name) for prediction in predictions)
+    shown = [one_line(prediction.name) for prediction in predictions]
+    wide = max(map(len, shown))
     cells = [
         [f"{shortened(names[number])} {100 * probability:5.1f} %" for number, probability in zip(*row[2:], strict=True)]
         for row in predictions
     ]
     columns = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
-    for prediction, row in zip(predictions, cells, strict=True):
+    for prediction, name, row in zip(predictions, shown, cells, strict=True):
         line = "  ".join(cell.rjust(width) for cell, width in zip(row, columns, strict=True))
         if result is not None and prediction.label != prediction.classes[0]:
             line += f"  wrong, it is {shortened(names[prediction.label])}"
-        lines.append(f"{prediction.name.ljust(wide)}  {line}\n")
+        lines.append(f"{name.ljust(wide)}  {line}\n")
     return "".join(lines)
+
+
+def one_line(name):
+    """The name with what would break its line written as an escape."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 def shortened(name):
     """A class name that fits into a cell of the table."""
+    name = one_line(name)
     return name if len(name) <= CELL else f"{name[: CELL - 3]}..."
 
 

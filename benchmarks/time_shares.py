@@ -1,6 +1,6 @@
 """Where the time of a training step goes, by group of operators: the original code's way, and ours.
 
-python -m benchmarks.step_time [--cfg FILE] [--batch N] [--device cuda] [--output DIR]
+python -m benchmarks.time_shares [--cfg FILE] [--batch N] [--device cuda] [--output DIR]
 
 On a GPU the kernels' own time, on synthetic data that lie there; on a CPU that of the operators, one thread, eager
 (what a compiler fuses has no name there). The profiler slows the host down, so how fast a step is tells
@@ -74,8 +74,8 @@ def measure(cfg, batch, device):
 
 
 def run(argv):
-    """Measure and write results/step_time_<device>.{json,md,png}."""
-    arguments = parser("step_time", __doc__)
+    """Measure and write results/time_shares_<device>.{json,md,png}."""
+    arguments = parser("time_shares", __doc__)
     arguments.add_argument("--cfg", metavar="FILE", help="configuration of the model")
     arguments.add_argument("--batch", type=positive, metavar="N", help="images of a step")
     options = arguments.parse_args(argv)
@@ -85,7 +85,7 @@ def run(argv):
     groups = list(dict.fromkeys(group for bar in found.values() for group in bar))
     rows = [[group, *(f"{bar.get(group, 0):.1f}" for bar in found.values())] for group in groups]
     rows.append(["whole step", *(f"{sum(bar.values()):.1f}" for bar in found.values())])
-    name, title = f"step_time_{device.type}", f"Where a training step's time goes, ms: {cfg}, batch {batch}"
+    name, title = f"time_shares_{device.type}", f"Where a training step's time goes, ms: {cfg}, batch {batch}"
     content = {"cfg": cfg, "batch": batch, "milliseconds": found}
     write(name, title, machine(device), content, ["group", *found], rows, options.output)
     where = {"cuda": "a GPU", "cpu": "a CPU core"}[device.type]
