@@ -11,6 +11,7 @@ from multiprocessing.util import Finalize
 from utils.errors import HangError, StorageError
 
 GRACE = 2.0  # seconds that workers get to end by themselves when the process ends
+REPORT = 5.0  # seconds to wait for the death of a worker whose connection broke: the kernel cuts connections first
 
 
 class WorkerSignals:
@@ -79,7 +80,10 @@ def cause(error, processes):
     if isinstance(error, RuntimeError) or not processes:
         return error
     try:
-        connection.wait([process.sentinel for process in processes], timeout=1)
+        ending = connection.wait([process.sentinel for process in processes], REPORT)
+        for process in processes:
+            if process.sentinel in ending:
+                process.join(REPORT)
     except RuntimeError as report:
         return report
     dead = [process.pid for process in processes if process.exitcode]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from data.loaders import EvalLoader, TrainLoader
 from data.samplers import TrainBatches
 from data.samples import EvalSamples, TrainSamples
 from data.transforms import EvalTransform
+from data.workers import cause
 from tests.helpers_data import class_folders, noise, silent, small_config
 from utils.errors import DataError, HangError, StorageError
 
@@ -216,6 +218,17 @@ def test_a_killed_worker_is_one_line():
     assert isinstance(failure, StorageError)
     assert failure.retryable
     assert failure.line().startswith("error[io] DataLoader worker (pid")
+
+
+def test_a_worker_that_is_still_dying_is_waited_for():
+    """The kernel closes a killed process's connections, its sentinel too, before it can be waited for."""
+    reading, writing = os.pipe()
+    os.close(writing)
+    process = SimpleNamespace(pid=7, sentinel=reading, exitcode=None)
+    process.join = lambda timeout: setattr(process, "exitcode", -signal.SIGKILL)
+    found = cause(ConnectionResetError("reset by peer"), [process])
+    os.close(reading)
+    assert isinstance(worker_failure(found), StorageError)
 
 
 def test_other_errors_are_not_explained_away():
