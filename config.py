@@ -66,6 +66,7 @@ _C.DATA.PIPELINE = "auto"  # augment on the cpu (PIL), the device, or auto: the 
 _C.DATA.DEVICE_BUDGET = 8.0  # GB of pixels that may lie on the device; with more, workers decode and crop
 _C.DATA.AUGMENT_IMPL = "auto"  # of the device pipeline: torch, triton, or auto (triton where it runs)
 _C.DATA.PIXEL_CACHE = ""  # folder for images decoded once for the device; empty: .datasets/pixels
+_C.DATA.DECODER = "pil"  # of JPEG files that are read as it goes: pil, or torchcodec on the device (docs/data.md)
 _C.DATA.MEAN = []  # of the channels, for normalisation; []: the dataset's own
 _C.DATA.STD = []  # likewise
 

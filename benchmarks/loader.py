@@ -5,9 +5,12 @@ python -m benchmarks.loader --data-path DIR [--cfg FILE] [--batch 128] [--device
 
 Compares, interleaved in one process: PIL in this process (one core), PIL in worker processes, timm's own loader with as
 many workers, and the device path in plain PyTorch and in Triton. For the plain PyTorch form the bytes and the operators
-per image are counted too.
+per image are counted too. Where the images are JPEG files that workers read as it goes (of several sizes, or more than
+DATA.DEVICE_BUDGET) and torchcodec is installed, also the device path with DATA.DECODER torchcodec: compare it with the
+row above, where the workers decode with PIL.
 """
 
+import importlib.util
 import itertools
 import sys
 from dataclasses import asdict
@@ -20,6 +23,7 @@ from benchmarks.record import machine, write
 from benchmarks.steps import configuration
 from benchmarks.traffic import CountTraffic
 from data.build import build_data, worker_count
+from data.device.loader import DecodingTrainLoader
 from tools.command import positive
 from utils.throughput import endless_to_mix
 
@@ -29,12 +33,12 @@ CASES = {
     "PIL, {workers} workers": CPU_DATA,
     "device, plain PyTorch": (*DEVICE_DATA, *TORCH),
     "device, Triton": (*DEVICE_DATA, *TRITON),
+    "device, JPEG decoded by torchcodec": (*DEVICE_DATA, "DATA.DECODER", "torchcodec"),
 }
 
 
-def our_batches(config, device):
-    """next_batch() of this project's data path with mixing, its images on `device`."""
-    data = build_data(config, device=device, log=quiet)
+def our_batches(config, data, device):
+    """next_batch() of this project's data path `data` with mixing, its images on `device`."""
     batches, calls = endless_to_mix(data.train), itertools.count()
 
     def next_batch():
@@ -55,14 +59,28 @@ def their_batches(config, device):
     return next_batch
 
 
+def runs(title, device):
+    """Whether what a case needs is there."""
+    if "torchcodec" in title:
+        return importlib.util.find_spec("torchcodec") is not None
+    return "Triton" not in title or device.type == "cuda"
+
+
+def says_the_truth(title, train):
+    """Whether a training loader does what the title of its case says: images may be resident, or no JPEG files."""
+    return "torchcodec" not in title or (isinstance(train, DecodingTrainLoader) and train.samples.jpeg(0) is not None)
+
+
 def cases(cfg, batch, device, options):
     """{name: next_batch()} of everything that runs on `device`."""
     workers = worker_count(-1, 1)
     found = {}
     for title, ours in CASES.items():
-        if "Triton" not in title or device.type == "cuda":
+        if runs(title, device):
             config = configuration(cfg, batch, *ours, *options)
-            found[title.format(workers=workers)] = our_batches(config, device)
+            data = build_data(config, device=device, log=quiet)
+            if says_the_truth(title, data.train):
+                found[title.format(workers=workers)] = our_batches(config, data, device)
     found[f"timm, {workers} workers"] = their_batches(configuration(cfg, batch, *CPU_DATA, *options), device)
     return found
 

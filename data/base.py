@@ -61,6 +61,9 @@ class ImageDataset(Dataset):
         """The RGB PIL image. `note(kind, name)` receives remarks. Raises DataError or MissingError naming the file."""
         raise NotImplementedError
 
+    def content(self, index):
+        """The bytes of the image's file, None (as here) where images are no files. Raises as `load`."""
+
     def name(self, index):
         """How error messages call this image: its file."""
         raise NotImplementedError
@@ -95,6 +98,10 @@ class Subset(ImageDataset):
     def load(self, index, note=ignore):
         """The RGB PIL image of `index`."""
         return self.dataset.load(int(self.indices[index]), note)
+
+    def content(self, index):
+        """The bytes of the file of `index`."""
+        return self.dataset.content(int(self.indices[index]))
 
     def name(self, index):
         """The name in the whole dataset."""

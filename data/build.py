@@ -84,22 +84,25 @@ class Pipelines:
     options: dict
 
     def choose(self, device):
-        """('cpu' or 'device', loaders, lines about it) as DATA.PIPELINE wants it; 'auto' takes the device on CUDA.
+        """(name of the pipeline, loaders, lines about it) as DATA.PIPELINE wants it; 'auto' takes the device on CUDA.
 
+        The name is 'cpu', 'device' or that of a training loader with another decoder than PIL.
         Raises ConfigError for 'device' with a recipe that the device path does not do.
         """
-        wanted = self.config.DATA.PIPELINE
+        wanted, decoder = self.config.DATA.PIPELINE, self.config.DATA.DECODER
+        by_pil = [f"decoder: PIL (DATA.DECODER {decoder} is for the device path)"] if decoder != "pil" else []
         check_choice("DATA.PIPELINE", wanted, PIPELINES)
         if wanted == "cpu" or (wanted == "auto" and device.type != "cuda"):
             why = "" if wanted == "cpu" else f" (auto takes the device path on CUDA, this is {device.type})"
-            return "cpu", self.on_cpu(), [f"pipeline: cpu{why}"]
+            return "cpu", self.on_cpu(), [f"pipeline: cpu{why}", *by_pil]
         try:
             loaders, lines = self.on_device(device)
         except Unsupported as reason:
             if wanted == "device":
                 raise ConfigError(f"DATA.PIPELINE: 'device', but it has no {reason}; use cpu or auto") from None
-            return "cpu", self.on_cpu(), [f"pipeline: cpu (auto: the device path has no {reason})"]
-        return "device", loaders, [f"pipeline: device{' (auto)' * (wanted == 'auto')}", *lines]
+            return "cpu", self.on_cpu(), [f"pipeline: cpu (auto: the device path has no {reason})", *by_pil]
+        name = getattr(loaders.get("train"), "pipeline", "device")
+        return name, loaders, [f"pipeline: device{' (auto)' * (wanted == 'auto')}", *lines]
 
     def on_cpu(self):
         """Workers decode and augment with PIL."""
@@ -125,6 +128,7 @@ class Pipelines:
             budget=data.DEVICE_BUDGET * GB,
             folder=data.PIXEL_CACHE,
             implementation=data.AUGMENT_IMPL,
+            decoder=data.DECODER,
             skip_bad=data.BAD_IMAGES == "skip",
             rank=self.rank,
             world_size=self.world_size,

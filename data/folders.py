@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from data.base import DatasetInfo, ImageDataset, PackedStrings, Sources, ignore
-from data.images import load_image
+from data.images import load_image, read_file
 from utils.errors import DataError, MissingError, listing
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -21,6 +21,10 @@ class FolderImages(ImageDataset):
     def load(self, index, note=ignore):
         """Decode the file; errors name it."""
         return load_image(self.name(index), self.name(index), note)
+
+    def content(self, index):
+        """The bytes of the file."""
+        return read_file(self.name(index), self.name(index))
 
     def name(self, index):
         """The path of the file."""

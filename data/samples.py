@@ -13,7 +13,10 @@ from utils.seed import seeded
 
 
 class Sample(NamedTuple):
-    """A tensor (3, H, W), its label, errors of images left out for it, and remarks (kind, name)."""
+    """A tensor (3, H, W), its label, errors of images left out for it, and remarks (kind, name).
+
+    In place of the tensor an object that `stack`s several of its kind to what the batch holds (data/device).
+    """
 
     image: object
     label: int
@@ -35,7 +38,8 @@ def collate(samples):
     for sample in samples:
         if isinstance(sample, RunError):
             return sample
-    images, labels = default_collate([(sample.image, sample.label) for sample in samples])
+    stack = getattr(samples[0].image, "stack", default_collate)
+    images, labels = stack([sample.image for sample in samples]), default_collate([sample.label for sample in samples])
     left_out = [item for sample in samples for item in sample.left_out]
     notes = [item for sample in samples for item in sample.notes]
     return Batch(images, labels, left_out, notes)

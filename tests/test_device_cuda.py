@@ -6,7 +6,7 @@ import torch
 from data import build_data
 from data.device import reference
 from data.device.implementation import TritonAugment
-from data.device.loader import copied_ahead
+from data.device.loader import copied, made_ahead
 from data.mixing import Mixing
 from tests.helpers_data import silent, small_config
 from tests.helpers_device import drawn, recipe_of, sample_images
@@ -76,6 +76,6 @@ def test_no_step_waits_for_the_device(example):
 
 def test_copies_arrive_in_order():
     batches = [(torch.full((1000, 1000), float(n)).pin_memory(), torch.tensor([n]).pin_memory()) for n in range(20)]
-    for number, (large, small) in enumerate(copied_ahead(iter(batches), CUDA)):
+    for number, (large, small) in enumerate(made_ahead(iter(batches), CUDA, copied)):
         assert (large == number).all()
         assert small.item() == number

@@ -16,6 +16,7 @@ CHOICES = {
     "DATA.BAD_IMAGES": ("error", "skip"),
     "DATA.PIPELINE": ("auto", "cpu", "device"),
     "DATA.AUGMENT_IMPL": ("auto", "torch", "triton"),
+    "DATA.DECODER": ("pil", "torchcodec"),
     "AUG.CROP": ("resized", "padded", "none"),
     "AUG.REMODE": ("pixel", "rand", "const"),
     "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
@@ -140,6 +141,7 @@ def check(cfg, origins):
     _check_graphs(cfg, origins)
     _check_residual(cfg.AMP, origins)
     _check_normalisation(cfg.DATA, origins)
+    _check_decoder(cfg.DATA, origins)
     _check_optimizer(cfg.TRAIN.OPTIMIZER.NAME, origins)
 
 
@@ -194,6 +196,14 @@ def _check_normalisation(data, origins):
     if bool(data.MEAN) != bool(data.STD):
         given, other = ("MEAN", "STD") if data.MEAN else ("STD", "MEAN")
         raise ConfigError(f"DATA.{given}: given ({origins[f'DATA.{given}']}) without DATA.{other} - give both or none")
+
+
+def _check_decoder(data, origins):
+    if data.DECODER != "pil" and data.PIPELINE == "cpu":
+        raise ConfigError(
+            f"DATA.DECODER: {data.DECODER} ({origins['DATA.DECODER']}) - allowed: pil with DATA.PIPELINE cpu "
+            f"({origins['DATA.PIPELINE']}), whose workers decode"
+        )
 
 
 def _check_optimizer(name, origins):

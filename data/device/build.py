@@ -4,12 +4,20 @@ from dataclasses import dataclass, field
 
 import torch
 
+from data.device.decoder import load_torchcodec
 from data.device.draws import philox_key
 from data.device.implementation import choose_implementation
-from data.device.loader import ResidentEvalLoader, ResidentTrainLoader, StreamedEvalLoader, StreamedTrainLoader
+from data.device.loader import (
+    DecodingTrainLoader,
+    ResidentEvalLoader,
+    ResidentTrainLoader,
+    StreamedEvalLoader,
+    StreamedTrainLoader,
+)
 from data.device.recipe import read_recipe
 from data.device.store import NotResident, base_of, load_store, part_of, probe
 from data.device.streamed import CroppedSamples, FitOnly, device_recipe
+from data.device.undecoded import UndecodedSamples
 from data.samples import EvalSamples, TrainSamples
 
 GB = 1e9
@@ -20,7 +28,7 @@ class DeviceLoaders:
     """Makes the loaders of a run, one after the other, and keeps count of the budget.
 
     `budget` in bytes for all pixels together; `folder` of the pixel cache; `implementation` as DATA.AUGMENT_IMPL;
-    `options` of BatchReader; `lines` say what was chosen.
+    `decoder` as DATA.DECODER; `options` of BatchReader; `lines` say what was chosen.
     """
 
     device: torch.device
@@ -28,6 +36,7 @@ class DeviceLoaders:
     budget: float
     folder: str
     implementation: str
+    decoder: str
     skip_bad: bool
     rank: int
     world_size: int
@@ -39,18 +48,24 @@ class DeviceLoaders:
     def train(self, images, transform, sampler):
         """The training loader. Raises Unsupported for a step of the recipe, before any image is read."""
         read_recipe(transform, transform.size)
-        samples = TrainSamples(images, transform, self.seed, self.skip_bad)
-        key = philox_key(self.seed)
-        part = self.resident("train", images, self.skip_bad)
+        decode_jpeg = load_torchcodec(self.device) if self.decoder == "torchcodec" else None
+        part = self.resident("train", images, self.skip_bad, by_torchcodec=decode_jpeg is not None)
         if part is None:
             images.prepare()
-            recipe = read_recipe(transform, transform.size)
-            samples = CroppedSamples(images, transform, recipe, self.seed, key, self.skip_bad)
-            recipe = device_recipe(recipe)
-            implementation = self.choose(recipe)
-            return StreamedTrainLoader(samples, sampler, recipe, implementation, self.device, **self.options)
+            return self.streamed(images, transform, sampler, decode_jpeg)
+        samples = TrainSamples(images, transform, self.seed, self.skip_bad)
         recipe = read_recipe(transform, part.stored)
-        return ResidentTrainLoader(part, samples, sampler, recipe, self.choose(recipe), key)
+        return ResidentTrainLoader(part, samples, sampler, recipe, self.choose(recipe), philox_key(self.seed))
+
+    def streamed(self, images, transform, sampler, decode_jpeg):
+        """The training loader for images that do not lie on the device; `decode_jpeg` of torchcodec or None for PIL."""
+        recipe = read_recipe(transform, transform.size)
+        arguments = images, transform, recipe, self.seed, philox_key(self.seed), self.skip_bad
+        recipe = device_recipe(recipe)
+        rest = sampler, recipe, self.choose(recipe), self.device
+        if decode_jpeg is None:
+            return StreamedTrainLoader(CroppedSamples(*arguments), *rest, **self.options)
+        return DecodingTrainLoader(decode_jpeg, UndecodedSamples(*arguments), *rest, **self.options)
 
     def evaluation(self, name, images, transform):
         """The loader of 'val' or 'test'. Raises Unsupported as `train`."""
@@ -74,19 +89,26 @@ class DeviceLoaders:
         self.lines.append(f"augmentation: on {self.device} by {chosen.name}")
         return chosen
 
-    def resident(self, name, images, skip_bad):
-        """The Part of `images` on the device, or None with a line that says why not."""
+    def resident(self, name, images, skip_bad, by_torchcodec=False):
+        """The Part of `images` on the device, or None with a line that says why not and who decodes then."""
         base, _ = base_of(images)
         try:
             if id(base) not in self.stores:
                 self.stores[id(base)] = base, self.load(base)
         except NotResident as reason:
-            self.lines.append(f"{name}: {reason}: decoded and cropped by {self.options['num_workers']} workers")
+            workers = f"{self.options['num_workers']} workers"
+            how = f"decoded and cropped by {workers}, with PIL"
+            if by_torchcodec:
+                how = (
+                    f"read by {workers}; plain JPEG decoded and cropped on {self.device} by torchcodec, the rest by PIL"
+                )
+            self.lines.append(f"{name}: {reason}: {how}")
             return None
         store = self.stores[id(base)][1]
         height, width = store.stored
         held = f"{store.pixels.numel() / GB:.3g} GB"
-        self.lines.append(f"{name}: {len(images)} images of {height}x{width} on {self.device} ({held} of pixels)")
+        once = ", decoded once, by PIL" if by_torchcodec else ""
+        self.lines.append(f"{name}: {len(images)} images of {height}x{width} on {self.device} ({held} of pixels{once})")
         return part_of(store, images, skip_bad, self.options["log"])
 
     def load(self, base):

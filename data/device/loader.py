@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from data.device.decoder import Decoder
 from data.device.draws import draw
 from data.device.pending import PendingImages
 from data.loaders import EvalLoader, TrainLoader
@@ -119,11 +120,42 @@ class StreamedTrainLoader(TrainLoader):
         draws_of = draws_ahead(
             self.recipe, self.samples.key, epoch, image_batches(self.sampler, epoch, start), self.device
         )
-        cropped = copied_ahead(super().epoch(epoch, start), self.device)
-        for (pixels, labels), draws in zip(cropped, draws_of, strict=True):
+        for (pixels, labels), draws in zip(self.cropped(epoch, start), draws_of, strict=True):
             rows = torch.arange(len(pixels), device=self.device)
             pixels = self.implementation.augment(pixels, rows, draws, self.recipe)
             yield PendingImages(pixels, draws, self.recipe, self.implementation), labels
+
+    def cropped(self, epoch, start):
+        """(uint8 pixels (B, 3, *size), labels) on the device, before flips and colours."""
+        return made_ahead(super().epoch(epoch, start), self.device, copied)
+
+
+class DecodingTrainLoader(StreamedTrainLoader):
+    """The same where workers read files and the device decodes and crops; `samples` are UndecodedSamples.
+
+    `decode_jpeg` is that of `decoder.load_torchcodec`.
+    """
+
+    pipeline = "device with torchcodec"  # in checkpoints, since another decoder gives other pixels
+
+    def __init__(self, decode_jpeg, samples, sampler, recipe, implementation, device, **options):
+        super().__init__(samples, sampler, recipe, implementation, device, **options)
+        self.decoder = Decoder(decode_jpeg, samples, device)
+
+    def cropped(self, epoch, start):
+        """As above."""
+        batches = TrainLoader.epoch(self, epoch, start), self.sampler.batches(epoch, start)
+        return made_ahead(zip(*batches, strict=True), self.device, self.decoded)
+
+    def decoded(self, batch, device):
+        """(pixels, labels) of a batch ((UndecodedBatch, labels), keys); logs what PIL had to do or to leave out."""
+        (undecoded, labels), keys = batch
+        pixels, instead = self.decoder(undecoded, keys)
+        for place, sample in instead.items():
+            labels[place] = sample.label
+            self.count(sample.left_out)
+            self.reader.remark(sample.notes)
+        return copied((pixels, labels), device)
 
 
 class StreamedEvalLoader(EvalLoader):
@@ -134,33 +166,41 @@ class StreamedEvalLoader(EvalLoader):
         self.recipe, self.implementation, self.device = recipe, implementation, device
 
     def __iter__(self):
-        for pixels, labels in copied_ahead(super().__iter__(), self.device):
+        for pixels, labels in made_ahead(super().__iter__(), self.device, copied):
             rows = torch.arange(len(pixels), device=self.device)
             yield self.implementation.evaluate(pixels, rows, self.recipe), labels
 
 
-def copied_ahead(batches, device):
-    """The tensors of every batch on `device`, on CUDA copied by a stream of its own while the batch before is used."""
+def copied(batch, device):
+    """The tensors of a batch on `device`."""
+    return tuple(tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch)
+
+
+def made_ahead(batches, device, make):
+    """`make(batch, device)`, tensors there, of every batch.
+
+    On CUDA a stream of its own does it while the batch before is used.
+    """
     if device.type != "cuda":
         for batch in batches:
-            yield tuple(tensor.to(device) for tensor in batch)
+            yield make(batch, device)
         return
     stream, waiting = torch.cuda.Stream(device), None
     for batch in batches:
         with torch.cuda.stream(stream):
-            moved = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
-            copied = stream.record_event()
+            made = make(batch, device)
+            ready = stream.record_event()
         if waiting:
             yield handed_over(*waiting)
-        waiting = moved, copied
+        waiting = made, ready
     if waiting:
         yield handed_over(*waiting)
 
 
-def handed_over(tensors, copied):
+def handed_over(tensors, ready):
     """Tensors made on another stream, safe to use on the current one."""
     current = torch.cuda.current_stream(tensors[0].device)
-    current.wait_event(copied)
+    current.wait_event(ready)
     for tensor in tensors:
         tensor.record_stream(current)
     return tensors

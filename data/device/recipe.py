@@ -200,6 +200,14 @@ def numbers(values):
     return tuple(float(value) for value in values)
 
 
+def geometry_of(steps, stored):
+    """The Geometry of the `steps` before the crop (ResizeSmall, Fit) for an image of size `stored` (height, width)."""
+    so_far = {"geometry": enlarged(stored, stored)}
+    for step in steps:
+        so_far |= READERS[type(step)](step, so_far)
+    return so_far["geometry"]
+
+
 def read_recipe(transform, stored):
     """The Recipe of a TrainTransform or EvalTransform for images of size `stored` (height, width).
 

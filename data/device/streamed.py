@@ -10,7 +10,7 @@ import torch
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
-from data.device.draws import CROPS
+from data.device.draws import ATTEMPTS, CROP, CROPS
 from data.device.random import uniforms
 from data.device.recipe import Geometry
 from data.samples import TrainSamples
@@ -35,8 +35,15 @@ class CroppedSamples(TrainSamples):
 
     def __init__(self, images, transform, recipe, seed, key, skip_bad=False):
         super().__init__(images, transform, seed, skip_bad)
-        self.recipe, self.key = recipe, key
+        self.recipe, self.key, self.drawn = recipe, key, {}
         self.before = [step for step in transform.transforms if isinstance(step, (ResizeSmall, Fit))]
+
+    def __getitems__(self, keys):
+        """The samples of a batch, for which the DataLoader asks at once: drawing takes hardly longer than for one."""
+        (epoch,) = {epoch for epoch, _ in keys}
+        numbers = uniforms(self.key, epoch, torch.tensor([index for _, index in keys]), CROP, 4 * ATTEMPTS)
+        self.drawn = dict(zip(keys, numbers.split(1), strict=True))
+        return [self[key] for key in keys]
 
     def augment(self, image, epoch, index):
         """The window of a PIL image that (key, epoch, index) stand for."""
@@ -50,6 +57,8 @@ class CroppedSamples(TrainSamples):
         recipe = replace(self.recipe, geometry=replace(self.recipe.geometry, frame=(0, 0, *frame)))
 
         def take(stream, count):
+            if (epoch, index) in self.drawn:
+                return self.drawn[epoch, index][:, :count]
             return uniforms(self.key, epoch, torch.tensor([index]), stream, count)
 
         return CROPS[recipe.crop](recipe, take, 1)[0].tolist()

@@ -14,7 +14,6 @@ REHEARSAL = BATCH * STEPS  # images
 # key (or its section) -> the usual reason for being without effect
 REASONS = {
     "DATA.AUGMENT_IMPL": "the images are augmented on the CPU here (DATA.PIPELINE)",
-    "DATA.DECODER": "no JPEG is decoded on the device here (DATA.PIPELINE)",
     "DATA.DEVICE_BUDGET": "the images are augmented on the CPU here (DATA.PIPELINE)",
     "DATA.PIXEL_CACHE": "the images are augmented on the CPU here (DATA.PIPELINE)",
     "AUG.COLOR_JITTER": "timm drops it while AUG.AUTO_AUGMENT is set",
