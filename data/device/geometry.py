@@ -39,21 +39,24 @@ def affine(pixels, matrix, fill, name, axes="xy"):
     height, width = pixels.shape[2:]
     x, y = centres(matrix.to(real(pixels.device)), height, width)
     outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
-    x, y = (side.flatten(1)[:, None] - 0.5 for side in (x, y))
-    left, top = torch.floor(x), torch.floor(y)
-    across = [(left + dx).clamp(0, width - 1).long() for dx in (taps if "x" in axes else range(1))]
-    starts = [(top + dy).clamp(0, height - 1).long() * width for dy in (taps if "y" in axes else range(1))]
-    flat = pixels.flatten(2)
-
-    def line(start):
-        values = [flat.gather(2, (start + place).expand(-1, 3, -1)).short() for place in across]
-        return function(*values, x - left) if "x" in axes else values[0]
-
-    lines = [line(start) for start in starts]
-    result = function(*lines, y - top) if "y" in axes else lines[0]
+    columns, dx = places(x, taps if "x" in axes else range(1), width)
+    rows, dy = places(y, taps if "y" in axes else range(1), height)
+    index = (rows[:, :, None] * width + columns[:, None]).flatten(1)  # (n, rows * columns * H*W)
+    values = pixels.flatten(2).gather(2, index[:, None].expand(-1, 3, -1)).short()
+    values = values.unflatten(2, (rows.shape[1], columns.shape[1], -1))
+    lines = function(*values.unbind(3), dx[:, None]) if "x" in axes else values[:, :, :, 0]
+    result = function(*lines.unbind(2), dy) if "y" in axes else lines[:, :, 0]
     result = result.clamp_(0, 255).to(torch.uint8).view_as(pixels)
     colour = constant(fill, pixels.device, torch.uint8)[:, None, None]
     return torch.where(outside[:, None], colour, result)
+
+
+def places(x, taps, size):
+    """Pixels that make up each place x (n, H, W), int64 (n, taps, H*W) in 0..size-1, and x beyond floor(x)."""
+    x = x.flatten(1)[:, None] - 0.5
+    first = torch.floor(x)
+    offsets = torch.arange(taps.start, taps.stop, device=x.device)[:, None]
+    return (first + offsets).clamp_(0, size - 1).long(), x - first
 
 
 def centres(matrix, height, width):

@@ -21,11 +21,10 @@ ROUNDS = 10
 def multiply(words, factor):
     """(high, low) 32 bits of the product of `words` (int64 tensor, 0..2**32-1) and the integer `factor`.
 
-    In halves of 16 bits, so that no product leaves the range of int64.
+    The product may need all 64 bits: int64 tensors wrap, and the mask takes away the sign that the shift fills in.
     """
-    low, high = (words & 0xFFFF) * factor, (words >> 16) * factor
-    middle = high + (low >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
+    product = words * factor
+    return (product >> 32) & WORD, product & WORD
 
 
 def philox(key, counter):
