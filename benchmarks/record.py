@@ -42,7 +42,7 @@ def cpu_name():
 def table(header, rows):
     """A Markdown table from a list of column names and rows of text."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def write(name, title, facts, content, header, rows, folder=RESULTS, notes=()):

@@ -96,6 +96,10 @@ def test_the_picture_shows_every_byte_once(tmp_path):
     assert (tmp_path / "bytes.png").stat().st_size > 10_000
 
 
+def test_a_bar_in_a_cell_makes_no_column():
+    assert table(["max |z|"], [[1]]) == "| max \\|z\\| |\n| --- |\n| 1 |"
+
+
 def test_a_row_for_every_model_is_recorded():
     assert len(RECORDED) == len(traced.cases()) + 1
 
