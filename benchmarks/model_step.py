@@ -4,11 +4,13 @@ python -m benchmarks.model_step [--cfg FILE] [--batch 128 512] [--device cuda] [
 
 Compares, interleaved in one process: timm's ViT-Tiny (eager and compiled), the way of the original code (float16 with a
 scaler, attention written out, a wait in every step), and ours step by step: eager, compiled, with CUDA graphs, with
-the fused shortcut, with a bfloat16 residual stream. Ratios are to timm compiled, the honest baseline.
+the fused shortcut, with a bfloat16 residual stream; for a Swin also with FlexAttention in its windows. Ratios are to
+timm compiled, the honest baseline.
 """
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -16,9 +18,15 @@ from benchmarks.command import add_batches, device_of, exit_code, parser
 from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration, original_step, our_step, pool, timm_step
+from models import swin, swin_v2
 
 CLASSES = 10
 CFG = {"cuda": "configs/vit/vit_tiny_16_224_cifar10.yaml", "cpu": "configs/vit/vit_tiny_4_32_cifar10.yaml"}
+OTHERS = (  # whose steps benchmarks.all measures too, on a GPU
+    "configs/vit/vit_small_16_224_cifar10.yaml",
+    "configs/swin/swin_tiny_patch4_window7_224_cifar10.yaml",
+    "configs/cait/cait_xxs12_16_224_cifar10.yaml",
+)
 BATCH = {"cuda": [128, 512], "cpu": [16]}
 PACE = {  # of the protocol: warm-up steps, blocks, steps a block
     "cuda": {"warmup": 20, "blocks": 5, "steps": 50},
@@ -34,6 +42,7 @@ UNFUSED, FUSED = ("MODEL.SHORTCUT.IMPL", "torch"), ("MODEL.SHORTCUT.IMPL", "trit
 COMPILED = ("COMPILE", "True")
 GRAPHS = (*COMPILED, "COMPILE_MODE", "reduce-overhead")
 BF16_RESIDUAL = ("AMP.RESIDUAL", "bfloat16")
+FLEX = ("MODEL.ARGS.ATTENTION", "flex")
 OURS = {  # name: options; those with FUSED need a GPU
     "ours, plain, eager": PLAIN,
     "ours, plain, compiled": (*PLAIN, *COMPILED),
@@ -43,8 +52,11 @@ OURS = {  # name: options; those with FUSED need a GPU
     "ours, shortcut fused, compiled": (*FUSED, *COMPILED),
     "ours, shortcut fused, CUDA graphs": (*FUSED, *GRAPHS),
     "ours, shortcut fused, CUDA graphs, bfloat16 residuals": (*FUSED, *GRAPHS, *BF16_RESIDUAL),
+    "ours, shortcut, FlexAttention, compiled": (*UNFUSED, *COMPILED, *FLEX),
+    "ours, shortcut fused, FlexAttention, CUDA graphs": (*FUSED, *GRAPHS, *FLEX),
 }
-GPU_ONLY = ("fused", "CUDA graphs")
+GPU_ONLY = ("fused", "CUDA graphs", "FlexAttention")
+WINDOWED = {*swin.VARIANTS, *swin_v2.VARIANTS}  # what has FlexAttention
 
 
 def cases(cfg, batch, device, compiled=True):
@@ -62,7 +74,7 @@ def cases(cfg, batch, device, compiled=True):
         found[f"timm {name}, eager"] = timm_step(*arguments, compiled=False, **lower(options))
     found["original's way, shortcut"] = original_step(configuration(cfg, batch, *UNFUSED), CLASSES, device, batches)
     for title, options in OURS.items():
-        wanted = compiled or "True" not in options
+        wanted = (compiled or "True" not in options) and (config.MODEL.TYPE in WINDOWED or FLEX[0] not in options)
         if wanted and (device.type == "cuda" or not any(part in title for part in GPU_ONLY)):
             found[title] = our_step(configuration(cfg, batch, *options), CLASSES, device, batches)
     return found
@@ -99,7 +111,7 @@ def rows_of(batch, timings):
 
 
 def run(argv):
-    """Measure and write results/model_step_<device>.{json,md}."""
+    """Measure and write results/model_step_<device>.{json,md}, with the name of --cfg behind if one is given."""
     arguments = parser("model_step", __doc__)
     arguments.add_argument("--cfg", metavar="FILE")
     add_batches(arguments)
@@ -112,7 +124,7 @@ def run(argv):
         results[str(batch)] = {name: asdict(timing) for name, timing in timings.items()}
         rows += rows_of(batch, timings)
     header = ["batch", "case", "img/s, median", "range", "times the first", "warm-up, s"]
-    name = f"model_step_{device.type}"
+    name = f"model_step_{device.type}" + (f"_{Path(cfg).stem}" if cfg != CFG[device.type] else "")
     title = f"Training step on synthetic data: {cfg}"
     write(name, title, machine(device), {"cfg": cfg, "results": results}, header, rows, options.output)
 

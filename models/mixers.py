@@ -7,23 +7,35 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import nn
 
+from models.flex_windows import PackedWindows
 from models.layers import pad_to_multiple
+from models.windows import (
+    from_windows,
+    log_displacements,
+    mask_for,
+    relative_position_index,
+    shift_mask,
+    to_windows,
+)
 
 torch.fx.wrap("pad_to_multiple")  # these decide by the sizes, which a symbolic trace does not have
 torch.fx.wrap("mask_for")
 
 
 class WindowMixer(nn.Module):
-    """Self-attention inside (shifted) windows; a subclass writes `project`, `logits` and `bias_table`.
+    """Self-attention inside (shifted) windows; a subclass writes `project`, `factors` and `bias_table`.
 
     grid: (H, W) the index and mask are prepared for; other grids are computed when they come. window: tokens per side,
-    padded up to. shift: tokens by which the windows are displaced, 0 for none.
+    padded up to. shift: tokens by which the windows are displaced, 0 for none. attention: 'plain', or 'flex' for
+    FlexAttention where `PackedWindows.fits` and the plain form everywhere else, TorchScript included.
 
-    The attention is written out instead of scaled_dot_product_attention: with a bias and a mask that need gradients or
-    differ per window that one was 20 to 30 % slower in training (CPU, batch 8, all four stages of Swin-T).
+    Plain attention is written out instead of scaled_dot_product_attention: with a bias and a mask that need gradients
+    or differ per window that one was 20 to 30 % slower in training (CPU, batch 8, all four stages of Swin-T).
     """
 
-    def __init__(self, dim, heads, *, grid, window, shift=0, qkv_bias=True, attn_drop=0.0, proj_drop=0.0):
+    def __init__(
+        self, dim, heads, *, grid, window, shift=0, qkv_bias=True, attn_drop=0.0, proj_drop=0.0, attention="plain"
+    ):
         super().__init__()
         self.heads, self.grid, self.window, self.shift = heads, tuple(grid), window, shift
         self.attn_drop = attn_drop
@@ -32,14 +44,20 @@ class WindowMixer(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.register_buffer("index", relative_position_index(window), persistent=False)
         self.register_buffer("mask", shift_mask(self.grid, window, shift) if shift else None, persistent=False)
+        self.packed = PackedWindows(grid, window, shift) if attention == "flex" else None
 
     def project(self, x):
         """x: (windows, w*w, C) -> packed q, k, v (windows, w*w, 3C)."""
         return self.qkv(x)
 
+    def factors(self, q, k):
+        """q, k: (windows, h, tokens, d) -> (q', k', number) whose product is the logits before the bias."""
+        raise NotImplementedError
+
     def logits(self, q, k):
         """q, k: (windows, h, w*w, d) -> (windows, h, w*w, w*w) before the bias."""
-        raise NotImplementedError
+        q, k, scale = self.factors(q, k)
+        return (q * scale if scale != 1.0 else q) @ k.transpose(-2, -1)
 
     def bias_table(self):
         """((2w - 1)^2, h): what is added to the logits for each displacement."""
@@ -52,28 +70,33 @@ class WindowMixer(nn.Module):
         padded = x.shape[1], x.shape[2]
         if shift > 0:
             x = x.roll((-shift, -shift), (1, 2))
-        x = self._attend(to_windows(x, window), self._bias(padded))
+        x = self._attend(to_windows(x, window), padded)
         x = from_windows(x, window, padded)
         if shift > 0:
             x = x.roll((shift, shift), (1, 2))
         return x[:, : grid[0], : grid[1]].flatten(1, 2)
 
-    def _bias(self, grid: tuple[int, int]):
-        """What is added to the logits: (1, h, w*w, w*w), or (windows, h, w*w, w*w) with a shift."""
-        bias = self.bias_table()[self.index.flatten()].unflatten(0, self.index.shape)
-        bias = bias.permute(2, 0, 1).unsqueeze(0)
-        if self.shift == 0:
-            return bias
-        return bias + mask_for(grid, self.mask, self.grid, self.window, self.shift).to(bias).unsqueeze(1)
-
-    def _attend(self, x, bias):
-        """x: (B * windows, w*w, C) -> the same shape."""
+    def _attend(self, x, grid: tuple[int, int]):
+        """x: (B * windows, w*w, C) -> the same shape; grid: (H, W) that the windows tile."""
         count, tokens, _ = x.shape
         q, k, v = self.project(x).view(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = self._weigh(q, k, v, grid)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def _weigh(self, q, k, v, grid: tuple[int, int]):
+        """q, k, v: (B * windows, h, w*w, d) -> softmax(logits + bias and mask) v of the same shape."""
+        bias = self.bias_table()[self.index.flatten()].unflatten(0, self.index.shape)
+        bias = bias.permute(2, 0, 1)  # (h, w*w, w*w)
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips a branch, but not half a condition)
+            if self.packed is not None and self.packed.fits(q):
+                return self.packed(q, k, v, self.factors, bias, grid)
+        bias = bias.unsqueeze(0)
+        if self.shift > 0:
+            mask = mask_for(grid, self.mask, self.grid, self.window, self.shift)
+            bias = bias + mask.to(bias).unsqueeze(1)  # (windows, h, w*w, w*w)
         attn = self.logits(q, k)  # (B * windows, h, w*w, w*w)
         attn = (attn.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1)
-        attn = F.dropout(attn.softmax(dim=-1), self.attn_drop, self.training)
-        return self.proj_drop(self.proj((attn @ v).transpose(1, 2).flatten(2)))
+        return F.dropout(attn.softmax(dim=-1), self.attn_drop, self.training) @ v
 
 
 class WindowAttention(WindowMixer):
@@ -85,9 +108,9 @@ class WindowAttention(WindowMixer):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def logits(self, q, k):
-        """Dot products of scaled queries and keys."""
-        return (q * self.scale) @ k.transpose(-2, -1)
+    def factors(self, q, k):
+        """Scaled dot products."""
+        return q, k, self.scale
 
     def bias_table(self):
         """The parameter itself."""
@@ -114,10 +137,10 @@ class CosineWindowAttention(WindowMixer):
             return self.qkv(x)
         return F.linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]))
 
-    def logits(self, q, k):
-        """Cosines times the temperature of each head."""
-        cosines = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
-        return cosines * self.logit_scale.clamp(max=math.log(100)).exp()
+    def factors(self, q, k):
+        """Queries and keys of length 1, the queries times the temperature of each head."""
+        temperature = self.logit_scale.clamp(max=math.log(100)).exp()
+        return F.normalize(q, dim=-1) * temperature, F.normalize(k, dim=-1), 1.0
 
     def bias_table(self):
         """The MLP at every displacement."""
@@ -154,54 +177,3 @@ class WindowMLP(nn.Module):
         x = x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B * windows, h, w*w, C/h)
         x = self.spatial_mlp(x.flatten(1, 2)).unflatten(1, (self.heads, -1))
         return x.transpose(1, 2).flatten(2)
-
-
-def to_windows(x, window: int):
-    """(B, H, W, C) -> (B * H/w * W/w, w*w, C)."""
-    batch, height, width, channels = x.shape
-    x = x.view(batch, height // window, window, width // window, window, channels)
-    return x.transpose(2, 3).reshape(-1, window * window, channels)
-
-
-def from_windows(x, window: int, grid: tuple[int, int]):
-    """(B * H/w * W/w, w*w, C) -> (B, H, W, C)."""
-    rows, columns = grid[0] // window, grid[1] // window
-    x = x.view(-1, rows, columns, window, window, x.shape[-1])
-    return x.transpose(2, 3).reshape(-1, grid[0], grid[1], x.shape[-1])
-
-
-def relative_position_index(window):
-    """(w*w, w*w) row of the bias table for each pair of positions: (dy + w - 1) * (2w - 1) + dx + w - 1."""
-    y, x = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
-    dy, dx = y[:, None] - y, x[:, None] - x
-    return (dy + window - 1) * (2 * window - 1) + dx + window - 1
-
-
-def log_displacements(window):
-    """((2w - 1)^2, 2): (dy, dx) of each row of the bias table, from -8 to 8, then sign(d) * log2(|d| + 1) / log2(8).
-
-    The order of operations is the published one, in float32, because float64 results depend on its rounding.
-    """
-    steps = torch.arange(-(window - 1), window, dtype=torch.float32) / max(window - 1, 1) * 8
-    steps = torch.sign(steps) * torch.log2(torch.abs(steps) + 1.0) / 3
-    return torch.cartesian_prod(steps, steps)
-
-
-def mask_for(grid: tuple[int, int], mask: torch.Tensor | None, mask_grid: tuple[int, int], window: int, shift: int):
-    """The prepared mask if it is for this grid, else a new one."""
-    if mask is not None and grid[0] == mask_grid[0] and grid[1] == mask_grid[1]:
-        return mask
-    return shift_mask(grid, window, shift)
-
-
-def shift_mask(grid: tuple[int, int], window: int, shift: int):
-    """(windows, w*w, w*w): 0 where two tokens of a rolled window were neighbours before rolling, -100 elsewhere."""
-    regions = 3 * regions_along(grid[0], window, shift)[:, None] + regions_along(grid[1], window, shift)  # (H, W)
-    regions = to_windows(regions[None, :, :, None], window).squeeze(2)
-    return (regions[:, None, :] != regions[:, :, None]).float() * -100.0
-
-
-def regions_along(length: int, window: int, shift: int):
-    """(length,): 0, 1 or 2, the parts of an axis that rolling brings together in the last window."""
-    position = torch.arange(length)
-    return (position >= length - window).long() + (position >= length - shift).long()

@@ -4,7 +4,7 @@ State-dict names: those of models.pyramid, and in each block norm1, attn.{qkv, r
 norm2, mlp.{fc1, fc2}.
 """
 
-from models import checks
+from models import checks, flex_windows
 from models.layers import Block, hidden_width
 from models.mixers import WindowAttention
 from models.pyramid import PatchMerging, Pyramid, divisors_hint, size_unit, window_in, window_problem
@@ -27,12 +27,16 @@ VARIANTS = {  # name: (sizes, where they stand)
 }
 
 
+ATTENTIONS = ("plain", "flex")
+
+
 @register(VARIANTS)
 class Swin(Pyramid):
     """Window attention, every second block with shifted windows (shift=False: table 2's "w/o shift-window").
 
     dim: channels of the first stage, doubled by each merging. heads: one number for each stage. window_size: tokens
     per side; where a stage's grid is not larger, the window is the grid's shorter side and is not shifted.
+    attention: 'plain', or 'flex' for FlexAttention on GPUs when compiled, which gives the same up to rounding.
     The other arguments are those of models.vit; ConfigError for sizes that do not fit together.
     """
 
@@ -52,6 +56,7 @@ class Swin(Pyramid):
         heads: tuple | list = (3, 6, 12, 24),
         window_size: int = 7,
         shift: bool = True,
+        attention: str = "plain",
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
@@ -64,11 +69,14 @@ class Swin(Pyramid):
         img_size, patch_size = checks.pair("img_size", img_size), checks.pair("patch_size", patch_size)
         check_windows(img_size, patch_size, dim, depths, heads, window_size)
         checks.probability(attn_drop_rate=attn_drop_rate)
+        checks.choice("attention", attention, ATTENTIONS)
+        if attention == "flex":
+            flex_windows.check(attn_drop_rate, [dim * 2**s // number for s, number in enumerate(heads)])
 
         def make_block(*, stage, index, dim, grid, drop_path):
             windows = window_and_shift(grid, window_size, shift and index % 2 == 1)
-            drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
-            mixer = self.mixer(dim, heads[stage], grid=grid, **windows, qkv_bias=qkv_bias, **drops)
+            options = {"qkv_bias": qkv_bias, "attn_drop": attn_drop_rate, "proj_drop": drop_rate}
+            mixer = self.mixer(dim, heads[stage], grid=grid, **windows, **options, attention=attention)
             return self.block(dim, mixer, hidden_width(dim, mlp_ratio), drop=drop_rate, drop_path=drop_path)
 
         super().__init__(

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from config import completed, difference, to_plain
 from engine import LossModel, Progress, StepSettings, TrainState, steps_per_epoch
 from lr_scheduler import build_scheduler
+from models import flex_windows
 from models.pretrained import load_exact
 from optimizer import build_optimizer
 from utils import checkpoint
@@ -36,6 +37,7 @@ FREE_KEYS = (
     "DATA.WORKER_TIMEOUT",
     "DEVICE",
     "DIST_TIMEOUT",
+    "MODEL.ARGS.ATTENTION",
     "MODEL.NAME",
     "MODEL.RESUME",
     "MODEL.SHORTCUT.IMPL",
@@ -76,6 +78,16 @@ def uses_sync_bn(setting, world):
     return world.size > 1 and world.device.type == "cuda" and setting != "off"
 
 
+def check_attention(model, config, device):
+    """Raise ConfigError where a model built for FlexAttention would be trained without it, or has to be exact."""
+    if not flex_windows.used_in(model):
+        return
+    if not (config.COMPILE and device.type == "cuda"):
+        raise ConfigError("MODEL.ARGS.ATTENTION 'flex': trains on GPUs with --compile only; use 'plain'")
+    if config.DETERMINISTIC:
+        raise ConfigError("MODEL.ARGS.ATTENTION 'flex': adds up its bias's gradient in any order; use 'plain'")
+
+
 def compiled(module, config):
     """`module` compiled for fixed shapes if COMPILE is on, else as it is."""
     return torch.compile(module, mode=config.COMPILE_MODE, dynamic=False) if config.COMPILE else module
@@ -83,6 +95,7 @@ def compiled(module, config):
 
 def build_state(config, world, model, criterion, batches_per_epoch):
     """`TrainState` around `model`, which is already on its device, and the loss that fits its targets."""
+    check_attention(model, config, world.device)
     sync_bn = uses_sync_bn(config.TRAIN.SYNC_BN, world)
     if sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
