@@ -11,9 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.command import add_data, device_of, exit_code, parser
+from benchmarks.command import add_data, cfg_of, device_of, exit_code, parser
 from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON
-from benchmarks.model_step import BF16_RESIDUAL, CFG, COMPILED, FUSED, GRAPHS, UNFUSED
+from benchmarks.model_step import BF16_RESIDUAL, COMPILED, FUSED, GRAPHS, UNFUSED
 from benchmarks.record import machine, write
 from tools.paired import paired_difference, spread
 from tools.runs import read_run
@@ -99,7 +99,7 @@ def chosen_paths(names, device):
 def run(argv):
     """Train and write results/accuracy_<device>.{json,md}."""
     arguments = parser("accuracy", __doc__)
-    add_data(arguments, CFG["cuda"])
+    add_data(arguments)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     arguments.add_argument(
         "--paths", nargs="+", metavar="NAME", help=f"of {', '.join(PATHS['cuda'])}; the first is the reference"
@@ -107,15 +107,16 @@ def run(argv):
     arguments.add_argument("--runs", default="output/accuracy", metavar="DIR", help="where the run folders are kept")
     options = arguments.parse_args(argv)
     device = device_of(options)
+    cfg = cfg_of(options, device)
     paths = chosen_paths(options.paths, device)
     finals = {path: {} for path in paths}
     for seed in options.seeds:  # seed by seed, so that an interrupted comparison is already one
         for path, changes in paths.items():
-            finals[path][seed] = train(options.cfg, path, changes, seed, options).summary["final"]
+            finals[path][seed] = train(cfg, path, changes, seed, options).summary["final"]
     found = compare(finals)
     header = ["path", "accuracy, mean ± std (n)", "correct/total", "difference, points (95 % interval)"]
-    title = f"Accuracy by path: {options.cfg} {' '.join(options.opts)}".strip()
-    content = {"cfg": options.cfg, "opts": options.opts, "results": found}
+    title = f"Accuracy by path: {cfg} {' '.join(options.opts)}".strip()
+    content = {"cfg": cfg, "opts": options.opts, "results": found}
     write(f"accuracy_{device.type}", title, machine(device), content, header, rows_of(found), options.output)
 
 

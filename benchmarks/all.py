@@ -2,30 +2,30 @@
 
 python -m benchmarks.all --data-path DIR [--device cuda] [--output DIR] [--cfg FILE] [--opts KEY VALUE ...]
 
-DIR holds the CIFAR-10 that FILE reads (with `--opts DATA.DATASET imagefolder`, class folders of images). FILE is ViT-Tiny
-at 224 pixels on a GPU, where the steps of ViT-Small, Swin-T and CaiT-XXS12 are measured too (batch 128), and at 32 on a
-CPU. The benchmarks share nothing but the files they write, so each runs in a process of its own; one that fails is named
-at the end and does not stop the others.
+DIR holds the CIFAR-10 that FILE reads (with `--opts DATA.DATASET imagefolder`, class folders of images). FILE is
+ViT-Tiny at 224 pixels on a GPU, where the steps of ViT-Small, Swin-T and CaiT-XXS12 are measured too (batch 128), and
+at 32 on a CPU. The benchmarks share nothing but the files they write, so each runs in a process of its own; one that
+fails is named at the end and does not stop the others.
 """
 
 import subprocess
 import sys
 
-from benchmarks.command import add_data, device_of, exit_code, parser
-from benchmarks.model_step import CFG, OTHERS
+from benchmarks.command import add_data, cfg_of, device_of, exit_code, parser
+from benchmarks.model_step import OTHERS
 from tools.command import positive
 
 
 def commands(options):
     """[(benchmark, its arguments)] of everything, quick ones first."""
-    kind = device_of(options).type
+    found = device_of(options)
     where = ["--output", str(options.output)]
     device = ["--device", options.device]
     data = ["--data-path", options.data_path]
-    cfg = ["--cfg", options.cfg or CFG[kind]]
+    cfg = ["--cfg", cfg_of(options, found)]
     extra = ["--opts", *options.opts] if options.opts else []
     short = ["TRAIN.EPOCHS", str(options.epochs), "TRAIN.WARMUP_EPOCHS", str(options.epochs // 5)]
-    others = OTHERS if kind == "cuda" else ()
+    others = OTHERS if found.type == "cuda" else ()
     return [
         ("bytes", where),
         ("shortcut", [*where, *device]),

@@ -15,9 +15,8 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from benchmarks.command import add_data, device_of, exit_code, parser
+from benchmarks.command import add_data, cfg_of, device_of, exit_code, parser, result_name
 from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON, quiet
-from benchmarks.model_step import CFG
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration
 from data.build import build_data
@@ -105,11 +104,12 @@ def rows_of(found):
 def run(argv):
     """Measure and write results/augment_equivalence_<device>.{json,md}."""
     arguments = parser("augment_equivalence", __doc__)
-    add_data(arguments, CFG["cuda"])
+    add_data(arguments)
     arguments.add_argument("--images", type=positive, default=2000, metavar="N")
     options = arguments.parse_args(argv)
     device = device_of(options)
-    found = measure(options.cfg, options.images, device, ["DATA.DATA_PATH", options.data_path, *options.opts])
+    cfg = cfg_of(options, device)
+    found = measure(cfg, options.images, device, ["DATA.DATA_PATH", options.data_path, *options.opts])
     header = [
         "path",
         "statistic",
@@ -119,9 +119,9 @@ def run(argv):
         "largest difference",
         "evaluation, max / mean of 255",
     ]
-    title = f"Images of the device path against PIL: {options.cfg} {' '.join(options.opts)}".strip()
-    content = {"cfg": options.cfg, "images": options.images, "opts": options.opts, "results": found}
-    name = f"augment_equivalence_{device.type}"
+    title = f"Images of the device path against PIL: {cfg} {' '.join(options.opts)}".strip()
+    content = {"cfg": cfg, "images": options.images, "opts": options.opts, "results": found}
+    name = result_name("augment_equivalence", device, cfg)
     write(name, title, machine(device), content, header, rows_of(found), options.output)
 
 

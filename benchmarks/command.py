@@ -1,5 +1,7 @@
 """What the command lines of the benchmarks share: their options, the device, and one-line errors with exit codes."""
 
+from pathlib import Path
+
 import torch
 
 from benchmarks.record import RESULTS
@@ -7,7 +9,9 @@ from tools import command
 from tools.command import exit_code, positive
 from utils.distributed import choose_device
 
-__all__ = ["add_batches", "add_data", "device_of", "exit_code", "parser"]
+__all__ = ["CFG", "add_batches", "add_cfg", "add_data", "cfg_of", "device_of", "exit_code", "parser", "result_name"]
+
+CFG = {"cuda": "configs/vit/vit_tiny_16_224_cifar10.yaml", "cpu": "configs/vit/vit_tiny_4_32_cifar10.yaml"}
 
 
 def parser(benchmark, description, device=True):
@@ -19,9 +23,14 @@ def parser(benchmark, description, device=True):
     return result
 
 
-def add_data(result, cfg=None):
-    """--cfg, --data-path and --opts, for benchmarks that read images; `cfg` is the default configuration."""
-    result.add_argument("--cfg", default=cfg, metavar="FILE", help="configuration of main.py")
+def add_cfg(result):
+    """--cfg."""
+    result.add_argument("--cfg", metavar="FILE", help="configuration of main.py; by default ViT-Tiny on CIFAR-10")
+
+
+def add_data(result):
+    """--cfg, --data-path and --opts, for benchmarks that read images."""
+    add_cfg(result)
     result.add_argument("--data-path", default="", metavar="DIR", help="folder that holds its dataset")
     result.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="change any of its keys")
 
@@ -38,3 +47,14 @@ def device_of(options):
     if device.type == "cpu":
         torch.set_num_threads(1)
     return device
+
+
+def cfg_of(options, device):
+    """The configuration: --cfg, else one that the device can take."""
+    return options.cfg or CFG[device.type]
+
+
+def result_name(benchmark, device, cfg):
+    """Of the result files: with the name of the configuration if it is not the device's own."""
+    own = cfg == CFG[device.type]
+    return f"{benchmark}_{device.type}" + ("" if own else f"_{Path(cfg).stem}")

@@ -18,8 +18,8 @@ from timm.data import create_loader
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import Dataset
 
-from benchmarks.command import add_batches, add_data, device_of, exit_code, parser
-from benchmarks.model_step import BATCH, CFG, COMPILED, FUSED, GRAPHS, PACE, TIMM, UNFUSED, lower
+from benchmarks.command import add_batches, add_data, cfg_of, device_of, exit_code, parser, result_name
+from benchmarks.model_step import BATCH, COMPILED, FUSED, GRAPHS, PACE, TIMM, UNFUSED, lower
 from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration, original_step, our_step, timm_step
@@ -190,7 +190,7 @@ def run(argv):
     add_batches(arguments)
     options = arguments.parse_args(argv)
     device = device_of(options)
-    cfg, extra = options.cfg or CFG[device.type], ["DATA.DATA_PATH", options.data_path, *options.opts]
+    cfg, extra = cfg_of(options, device), ["DATA.DATA_PATH", options.data_path, *options.opts]
     results, rows = {}, []
     for batch in options.batch or BATCH[device.type]:
         timings, figures = measure(cfg, batch, device, PACE[device.type], extra, not options.eager)
@@ -199,7 +199,8 @@ def run(argv):
     header = ["batch", "case", "img/s, median", "range", "times the first", "waiting for data", "GPU idle"]
     title = f"Training end to end: {cfg} {' '.join(options.opts)}".strip()
     content = {"cfg": cfg, "opts": options.opts, "results": results}
-    write(f"end_to_end_{device.type}", title, machine(device), content, header, rows, options.output)
+    name = result_name("end_to_end", device, cfg)
+    write(name, title, machine(device), content, header, rows, options.output)
 
 
 def main(argv=None):

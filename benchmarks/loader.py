@@ -15,9 +15,9 @@ import itertools
 import sys
 from dataclasses import asdict
 
-from benchmarks.command import add_data, device_of, exit_code, parser
+from benchmarks.command import add_data, cfg_of, device_of, exit_code, parser, result_name
 from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON, quiet, timm_batches
-from benchmarks.model_step import CFG, PACE
+from benchmarks.model_step import PACE
 from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration
@@ -119,16 +119,18 @@ def rows_of(timings, results):
 def run(argv):
     """Measure and write results/loader_<device>.{json,md}."""
     arguments = parser("loader", __doc__)
-    add_data(arguments, CFG["cuda"])
+    add_data(arguments)
     arguments.add_argument("--batch", type=positive, default=128, metavar="N")
     options = arguments.parse_args(argv)
     device = device_of(options)
+    cfg = cfg_of(options, device)
     extra = ["DATA.DATA_PATH", options.data_path, *options.opts]
-    timings, results = measure(options.cfg, options.batch, device, PACE[device.type], extra)
+    timings, results = measure(cfg, options.batch, device, PACE[device.type], extra)
     header = ["case", "img/s, median", "range", "times the first", "MB per image", "operators per image"]
-    title = f"The data path alone: {options.cfg} {' '.join(options.opts)}".strip()
-    content = {"cfg": options.cfg, "batch": options.batch, "opts": options.opts, "results": results}
-    write(f"loader_{device.type}", title, machine(device), content, header, rows_of(timings, results), options.output)
+    title = f"The data path alone: {cfg} {' '.join(options.opts)}".strip()
+    content = {"cfg": cfg, "batch": options.batch, "opts": options.opts, "results": results}
+    name = result_name("loader", device, cfg)
+    write(name, title, machine(device), content, header, rows_of(timings, results), options.output)
 
 
 def main(argv=None):

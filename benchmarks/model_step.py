@@ -10,18 +10,16 @@ timm compiled, the honest baseline.
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
-from benchmarks.command import add_batches, device_of, exit_code, parser
+from benchmarks.command import add_batches, add_cfg, cfg_of, device_of, exit_code, parser, result_name
 from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration, original_step, our_step, pool, timm_step
 from models import swin, swin_v2
 
 CLASSES = 10
-CFG = {"cuda": "configs/vit/vit_tiny_16_224_cifar10.yaml", "cpu": "configs/vit/vit_tiny_4_32_cifar10.yaml"}
 OTHERS = (  # whose steps benchmarks.all measures too, on a GPU
     "configs/vit/vit_small_16_224_cifar10.yaml",
     "configs/swin/swin_tiny_patch4_window7_224_cifar10.yaml",
@@ -113,18 +111,18 @@ def rows_of(batch, timings):
 def run(argv):
     """Measure and write results/model_step_<device>.{json,md}, with the name of --cfg behind if one is given."""
     arguments = parser("model_step", __doc__)
-    arguments.add_argument("--cfg", metavar="FILE")
+    add_cfg(arguments)
     add_batches(arguments)
     options = arguments.parse_args(argv)
     device = device_of(options)
-    cfg = options.cfg or CFG[device.type]
+    cfg = cfg_of(options, device)
     results, rows = {}, []
     for batch in options.batch or BATCH[device.type]:
         timings = measure(cfg, batch, device, PACE[device.type], not options.eager)
         results[str(batch)] = {name: asdict(timing) for name, timing in timings.items()}
         rows += rows_of(batch, timings)
     header = ["batch", "case", "img/s, median", "range", "times the first", "warm-up, s"]
-    name = f"model_step_{device.type}" + (f"_{Path(cfg).stem}" if cfg != CFG[device.type] else "")
+    name = result_name("model_step", device, cfg)
     title = f"Training step on synthetic data: {cfg}"
     write(name, title, machine(device), {"cfg": cfg, "results": results}, header, rows, options.output)
 

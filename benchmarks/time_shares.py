@@ -14,8 +14,8 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bars import NOTHING, by_group, draw
-from benchmarks.command import device_of, exit_code, parser
-from benchmarks.model_step import CFG, CLASSES, FUSED, GRAPHS, PLAIN, UNFUSED
+from benchmarks.command import add_cfg, cfg_of, device_of, exit_code, parser, result_name
+from benchmarks.model_step import CLASSES, FUSED, GRAPHS, PLAIN, UNFUSED
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration, original_step, our_step, pool
 from tools.command import positive
@@ -76,16 +76,17 @@ def measure(cfg, batch, device):
 def run(argv):
     """Measure and write results/time_shares_<device>.{json,md,png}."""
     arguments = parser("time_shares", __doc__)
-    arguments.add_argument("--cfg", metavar="FILE", help="configuration of the model")
+    add_cfg(arguments)
     arguments.add_argument("--batch", type=positive, metavar="N", help="images of a step")
     options = arguments.parse_args(argv)
     device = device_of(options)
-    cfg, batch = options.cfg or CFG["cuda"], options.batch or BATCH[device.type]
+    cfg, batch = cfg_of(options, device), options.batch or BATCH[device.type]
     found = measure(cfg, batch, device)
     groups = list(dict.fromkeys(group for bar in found.values() for group in bar))
     rows = [[group, *(f"{bar.get(group, 0):.1f}" for bar in found.values())] for group in groups]
     rows.append(["whole step", *(f"{sum(bar.values()):.1f}" for bar in found.values())])
-    name, title = f"time_shares_{device.type}", f"Where a training step's time goes, ms: {cfg}, batch {batch}"
+    name = result_name("time_shares", device, cfg)
+    title = f"Where a training step's time goes, ms: {cfg}, batch {batch}"
     content = {"cfg": cfg, "batch": batch, "milliseconds": found}
     write(name, title, machine(device), content, ["group", *found], rows, options.output)
     where = {"cuda": "a GPU", "cpu": "a CPU core"}[device.type]

@@ -58,11 +58,11 @@ def test_the_time_of_a_step_adds_up(tmp_path):
     """The groups together are the step; the shortcut's convolutions are there with it only."""
     words = ["--cfg", "configs/demo/digits_shortcut.yaml", "--batch", "8", "--device", "cpu", "--output", str(tmp_path)]
     assert time_shares.main(words) == 0
-    found = json.loads((tmp_path / "time_shares_cpu.json").read_text())["milliseconds"]
+    found = json.loads((tmp_path / "time_shares_cpu_digits_shortcut.json").read_text())["milliseconds"]
     assert list(found) == [time_shares.ORIGINAL, "ours", "no shortcut"]
     assert ["depth-wise convolutions" in groups for groups in found.values()] == [True, True, False]
     assert all(groups["linear layers"] > 0 for groups in found.values())
-    assert (tmp_path / "time_shares_cpu.png").stat().st_size > 10_000
+    assert (tmp_path / "time_shares_cpu_digits_shortcut.png").stat().st_size > 10_000
 
 
 def test_bytes_of_a_linear_layer_counted_by_hand():
