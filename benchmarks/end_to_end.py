@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from timm.data import create_loader
+from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import Dataset
 
@@ -24,6 +25,7 @@ from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration, original_step, our_step, timm_step
 from data.build import build_data, worker_count
+from data.randaugment import guard_posterize
 from utils.throughput import endless, endless_to_mix, synchronize
 
 CPU_DATA, DEVICE_DATA = ("DATA.PIPELINE", "cpu"), ("DATA.PIPELINE", "device")
@@ -75,7 +77,17 @@ class ForTimm(Dataset):
 
 
 def timm_batches(config, data, device):
-    """Endless batches of timm's own loader with the configuration's recipe, as timm's train.py builds it."""
+    """Endless batches of timm's own loader."""
+    loader = timm_loader(config, data, device)
+    while True:
+        yield from loader
+
+
+def timm_loader(config, data, device):
+    """timm's own loader with the configuration's recipe, as timm's train.py builds it.
+
+    Only its posterize is ours: with Pillow 13 timm's raises an error within a few batches.
+    """
     size = config.DATA.IMG_SIZE
     loader = create_loader(
         ForTimm(data.train.samples.images),
@@ -98,8 +110,10 @@ def timm_batches(config, data, device):
         use_prefetcher=device.type == "cuda",
         persistent_workers=True,
     )
-    while True:
-        yield from loader
+    for step in loader.dataset.transform.transforms:
+        if isinstance(step, (RandAugment, AutoAugment, AugMixAugment)):
+            guard_posterize(step)
+    return loader
 
 
 def cases(cfg, batch, device, options, compiled=True):

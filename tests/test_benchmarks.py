@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks import accuracy, against, augment_equivalence, end_to_end, loader, model_step, time_shares
@@ -12,6 +13,8 @@ from benchmarks.bars import REST, by_group, draw
 from benchmarks.protocol import AGAIN, Timing, interleaved, ratio_text, spread
 from benchmarks.record import RESULTS, table
 from benchmarks.traffic import training_traffic
+from data.build import build_data
+from tests.helpers_data import silent, small_config
 from tests.small import small
 
 CPU = torch.device("cpu")
@@ -45,6 +48,15 @@ def test_two_checkouts_are_timed_against_each_other(monkeypatch, tmp_path, capsy
     assert all(timing["median"] > 0 for timing in timings.values())
     assert against.main(["--other", str(tmp_path)]) == against.main(["--other", root, "--cfg", "a.yaml"]) == 66
     assert "a.yaml: not a file of both checkouts" in capsys.readouterr().err
+
+
+def test_the_loader_of_timm_survives_posterize_of_pillow_13():
+    config = small_config("fake:train=8,val=4,classes=2", size=16, AUG__AUTO_AUGMENT="rand-m10-inc1")
+    loader = end_to_end.timm_loader(config, build_data(config, log=silent), CPU)
+    (policy,) = [step for step in loader.dataset.transform.transforms if hasattr(step, "ops")]
+    (posterize,) = [op for op in policy.ops if op.name.startswith("Posterize")]
+    posterize.prob = 1.0  # magnitude 10 keeps 0 bits
+    assert posterize(Image.new("RGB", (2, 2), "white")).getextrema() == ((0, 0),) * 3
 
 
 def test_operators_and_kernels_find_their_group():
