@@ -39,6 +39,7 @@ OURS = {
     "ours, Triton augmentation, fused shortcut, CUDA graphs": (*DEVICE_DATA, *TRITON, *FUSED, *GRAPHS),
 }
 GPU_ONLY = ("Triton", "fused", "CUDA graphs")
+PREFETCH = 2  # batches that a worker prepares ahead, of torch's loaders and timm's
 
 
 @dataclass
@@ -139,8 +140,15 @@ def cases(cfg, batch, device, options, compiled=True):
     return found
 
 
+def batches_ahead():
+    """How many batches may be ready before the first one is asked for: they tell nothing of a loader's speed."""
+    return PREFETCH * worker_count(-1, 1) + 1
+
+
 def waiting_share(step, waiting, steps, device):
-    """Share of the time of `steps` steps in which the host waited for data."""
+    """Share of the time of `steps` steps in which the host waited for data, and nothing was ready before."""
+    for _ in range(batches_ahead()):
+        step()
     synchronize(device)
     start, before = time.perf_counter(), waiting.seconds
     for _ in range(steps):
@@ -172,7 +180,8 @@ def idle_share(step, steps, device):
 def measure(cfg, batch, device, pace, options, compiled=True):
     """{name: figures} at one batch size: the Timing, the share of waiting and the share of an idle GPU."""
     found = cases(cfg, batch, device, options, compiled)
-    timings = interleaved({name: step for name, (step, _) in found.items()}, batch, device, **pace)
+    steps = {name: step for name, (step, _) in found.items()}
+    timings = interleaved(steps, batch, device, settle=batches_ahead(), **pace)
     results = {name: asdict(timing) for name, timing in timings.items()}
     for name, (step, waiting) in found.items():
         results[name]["waiting"] = waiting_share(step, waiting, pace["steps"], device)

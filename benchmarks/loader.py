@@ -16,8 +16,8 @@ import sys
 from dataclasses import asdict
 
 from benchmarks.command import add_data, cfg_of, device_of, exit_code, parser, result_name
-from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON, quiet, timm_batches
-from benchmarks.model_step import PACE
+from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON, batches_ahead, quiet, timm_batches
+from benchmarks.model_step import PACE as STEP_PACE
 from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration
@@ -27,6 +27,7 @@ from data.device.loader import DecodingTrainLoader
 from tools.command import positive
 from utils.throughput import endless_to_mix
 
+PACE = {**STEP_PACE, "cpu": {"warmup": 2, "blocks": 5, "steps": 8}}  # long enough for workers that take turns
 ONE_CORE = ("DATA.NUM_WORKERS", "0")
 CASES = {
     "PIL, one core": (*CPU_DATA, *ONE_CORE),
@@ -95,7 +96,7 @@ def traffic_of(next_batch, batch):
 def measure(cfg, batch, device, pace, options):
     """({name: Timing}, {name: figures})."""
     found = cases(cfg, batch, device, options)
-    timings = interleaved(found, batch, device, **pace)
+    timings = interleaved(found, batch, device, settle=batches_ahead(), **pace)
     results = {name: asdict(timing) for name, timing in timings.items()}
     name = "device, plain PyTorch"
     results[name]["bytes"], results[name]["operators"] = traffic_of(found[name], batch)

@@ -40,10 +40,11 @@ def block_seconds(step, steps, device):
     return timed(step, steps, device)
 
 
-def interleaved(cases, images, device, *, warmup=20, blocks=5, steps=50, seconds=block_seconds):
+def interleaved(cases, images, device, *, warmup=20, blocks=5, steps=50, settle=0, seconds=block_seconds):
     """Time every case of {name: step()}, which handles `images` images a call; returns {name: Timing}.
 
-    The first case also appears as its name + AGAIN. `seconds(step, steps, device)` times a block.
+    The first case also appears as its name + AGAIN. `settle` calls before every block are not timed: as many as a
+    loader prepares ahead while other cases run. `seconds(step, steps, device)` times a block.
     """
     warm = {name: seconds(step, warmup, device) for name, step in cases.items()}
     first = next(iter(cases))
@@ -51,6 +52,8 @@ def interleaved(cases, images, device, *, warmup=20, blocks=5, steps=50, seconds
     rates = {name: [] for name, _ in order}
     for round_number in range(blocks):
         for name, step in order if round_number % 2 == 0 else reversed(order):
+            for _ in range(settle):
+                step()
             rates[name].append(images * steps / seconds(step, steps, device))
     return {
         name: Timing(statistics.median(values), min(values), max(values), warm[name.removesuffix(AGAIN)])

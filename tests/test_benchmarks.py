@@ -32,6 +32,26 @@ def test_blocks_are_interleaved_forwards_and_backwards():
     assert all(0 < t.low <= t.median <= t.high for t in timings.values())
 
 
+def test_what_a_loader_prepared_ahead_is_not_timed():
+    """A case that is fast at first, as one whose queue has filled meanwhile, shows its own pace."""
+    clock = {"time": 0.0, "ready": 4}
+
+    def step():
+        clock["time"] += 0.0 if clock["ready"] > 0 else 1.0
+        clock["ready"] -= 1
+
+    def seconds(step, steps, _device):
+        before = clock["time"]
+        for _ in range(steps):
+            step()
+        clock["ready"], taken = 4, clock["time"] - before
+        return taken or 1e-9
+
+    pace = {"warmup": 5, "blocks": 2, "steps": 3, "seconds": seconds}
+    assert interleaved({"a": step}, 8, CPU, settle=4, **pace)["a"].median == 8
+    assert interleaved({"a": step}, 8, CPU, **pace)["a"].median > 1e9
+
+
 def test_a_difference_within_the_clocks_own_is_none():
     timings = {name: Timing(rate, rate, rate, 0) for name, rate in (("a", 100), ("b", 150), ("a" + AGAIN, 96))}
     assert spread(timings) == pytest.approx(0.04)
