@@ -74,6 +74,8 @@ def test_opts_in_every_position():
      ([*CFG, "--batch_size", "4"], ["did you mean --batch-size?"]),
      ([*CFG, "--batch", "4"], ["--batch: unknown flag"]),  # no abbreviations
      ([*CFG, "--evla", "--resume", "x"], ["did you mean --eval?"]),
+     ([*CFG, "--epochs", "4"], ["--epochs: unknown flag; write --opts TRAIN.EPOCHS or"]),
+     ([*CFG, "--warmup-epochs=4"], ["--opts TRAIN.WARMUP_EPOCHS"]),
      ([*CFG, "-b", "4"], ["-b: unknown flag"]),
      ([*CFG, "stray"], ["stray"]),
      (["--datapath", "x"], ["did you mean --data-path?"]),  # before the missing --cfg

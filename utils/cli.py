@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 
+from config import default_config, flat, to_plain
 from utils.errors import ConfigError, nearest
 
 DESCRIPTION = """\
@@ -160,7 +161,17 @@ def _unknown_flag(word, parser):
         return ConfigError(f"{name}: does not exist here, {REPLACED[name]}")
     if not name.startswith("-"):
         return ConfigError(f"{word!r}: stands after no flag (see --help)")
-    return ConfigError(f"{name}: unknown flag{nearest(name, re.findall(r'--[a-z-]+', parser.format_usage()))}")
+    hint = nearest(name, re.findall(r"--[a-z-]+", parser.format_usage()))
+    keys = [] if hint else _keys_called(name)
+    return ConfigError(
+        f"{name}: unknown flag{hint}" + (f"; write --opts {' or '.join(keys)} and the value" * bool(keys))
+    )
+
+
+def _keys_called(flag):
+    """Keys of the configuration whose last part is a flag's name: TRAIN.EPOCHS for --epochs."""
+    name = flag.lstrip("-").upper().replace("-", "_")
+    return [key for key in flat(to_plain(default_config())) if key.rpartition(".")[2] == name]
 
 
 def _check_modes(args):
