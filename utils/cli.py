@@ -162,10 +162,10 @@ def _unknown_flag(word, parser):
     if not name.startswith("-"):
         return ConfigError(f"{word!r}: stands after no flag (see --help)")
     hint = nearest(name, re.findall(r"--[a-z-]+", parser.format_usage()))
-    keys = [] if hint else _keys_called(name)
-    return ConfigError(
-        f"{name}: unknown flag{hint}" + (f"; write --opts {' or '.join(keys)} and the value" * bool(keys))
-    )
+    keys = _keys_called(name)
+    if keys and not hint:
+        hint = f"; write --opts {' or '.join(keys)} and the value"
+    return ConfigError(f"{name}: unknown flag{hint}")
 
 
 def _keys_called(flag):
