@@ -121,7 +121,8 @@ def micro_loss(state, settings, mixing, world, step, micro, batch, runner):
     The images are rounded to the type of the model's first product here, as autocast would do, so that the device
     pipeline writes half as many bytes.
     """
-    images, targets = (tensor.to(world.device, non_blocking=True) for tensor in batch)
+    own = world.device.type == "cpu"  # mixing works in place, and a refused step is made again from the same batch
+    images, targets = (tensor.to(world.device, non_blocking=True, copy=own) for tensor in batch)
     key = (settings.seed, "mix", step, micro, world.rank)
     images, targets = mixing(images, targets, key, dtype=settings.amp_dtype)
     torch.manual_seed(derive_seed(settings.seed, "step", step, micro, world.rank))

@@ -7,7 +7,18 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from engine import EvalResult, LossModel, Progress, StepSettings, TrainState, evaluate, steps_per_epoch, train_one_epoch
+from data import mixing as mixup
+from engine import (
+    EvalResult,
+    LossModel,
+    Progress,
+    StepSettings,
+    TrainState,
+    evaluate,
+    micro_loss,
+    steps_per_epoch,
+    train_one_epoch,
+)
 from lr_scheduler import Schedule
 from utils.batchnorm import RunningStatistics
 from utils.distributed import World
@@ -174,6 +185,15 @@ def test_a_wish_for_a_checkpoint_is_granted_after_that_step():
         save=lambda: saved.append((state.progress.step, state.progress.loss_count)),
     )
     assert saved == [(3, 3)]
+
+
+def test_a_step_made_again_from_the_same_batch_is_the_same():
+    """Mixing works in place; what is looked for after a refused step must not be mixed twice."""
+    mixing = mixup.Mixing(3, mixup=0.8)
+    state, group = make_state(small_model()), make_batches(1, 4)
+    runner = LossModel(state.model, mixing.criterion)
+    losses = [micro_loss(state, StepSettings(), mixing, WORLD, 0, 0, group[0], runner) for _ in range(2)]
+    assert torch.equal(*losses)
 
 
 def test_evaluation_counts_every_image_once():

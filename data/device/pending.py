@@ -21,7 +21,7 @@ class PendingImages:
         """(B, 3, H, W)."""
         return self.pixels.shape
 
-    def to(self, device, non_blocking=False):
+    def to(self, device, non_blocking=False, copy=False):
         """Themselves: they are on the device already. Raises ValueError for another one."""
         if torch.device(device).type != self.pixels.device.type:
             raise ValueError(f"images on {self.pixels.device} are augmented there, not on {device}")
