@@ -274,6 +274,11 @@ def test_another_decoder_is_another_run(folder):
         check_same_run(config, world, payload, "last.pth", "device with torchcodec")
 
 
+def without_nvjpeg(files, mode, device):
+    """As a build of torchcodec that lacks the device."""
+    raise RuntimeError("not compiled with nvJPEG\nand where that was found")
+
+
 def test_wrong_settings_are_one_line(folder, tmp_path, monkeypatch):
     config, origins = load_config(write_config(tmp_path, DATA__DECODER="torchcodec", DATA__PIPELINE="cpu"))
     with pytest.raises(ConfigError, match=r"DATA.DECODER: torchcodec \(.*\) - allowed: pil with DATA.PIPELINE cpu"):
@@ -281,6 +286,10 @@ def test_wrong_settings_are_one_line(folder, tmp_path, monkeypatch):
     config, origins = load_config(write_config(tmp_path, DATA__DECODER="torchcode"))
     with pytest.raises(ConfigError, match="did you mean torchcodec"):
         check(config, origins)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoders, "decode_jpeg", without_nvjpeg)
+        with pytest.raises(ConfigError, match=r"cannot decode on cpu \(not compiled with nvJPEG\); use pil"):
+            build(folder)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(ConfigError, match="not installed: pip install 'torchcodec"):
         build(folder)

@@ -6,6 +6,7 @@ refusal away. What is not tested here is its GPU kernels: test_window_attention_
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,6 +193,16 @@ def test_elsewhere_it_is_the_plain_form(recwarn):
     assert not [w for w in recwarn if "flex_attention" in str(w.message)]
     assert torch.equal(torch.jit.script(flex)(x), out)
     assert count_macs(flex, 56) == count_macs(plain, 56)
+
+
+def test_more_sequences_than_a_launch_takes_are_left_to_the_plain_form(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
+    packed = PackedWindows((14, 14), 7, 0)  # four windows an image, two in a sequence
+
+    def fits(windows, on_gpu=True):
+        return packed.fits(SimpleNamespace(is_cuda=on_gpu, shape=(windows, 3, 49, 32)))
+
+    assert [fits(2 * 65535), fits(2 * 65535 + 2), fits(4, on_gpu=False)] == [True, False, False]
 
 
 def test_nothing_of_it_is_saved_and_copies_keep_it():

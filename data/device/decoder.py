@@ -1,6 +1,9 @@
 """JPEG files decoded on the device by torchcodec (nvJPEG on CUDA, libjpeg-turbo on CPUs), in the training process."""
 
+import io
+
 import torch
+from PIL import Image
 from torchvision.transforms import functional as F
 
 from data.device.recipe import geometry_of
@@ -13,7 +16,10 @@ DEVICES = ("cpu", "cuda")
 
 
 def load_torchcodec(device):
-    """torchcodec's `decode_jpeg`. Raises ConfigError if it is not installed, cannot be loaded or lacks the device."""
+    """torchcodec's `decode_jpeg`. Raises ConfigError if it is not installed, cannot be loaded or lacks the device.
+
+    It is tried on one image first: else a build without nvJPEG would leave every image to PIL, one by one.
+    """
     if device.type not in DEVICES:
         raise ConfigError(f"DATA.DECODER: 'torchcodec' decodes on {' and '.join(DEVICES)}, not on {device.type}")
     try:
@@ -22,6 +28,13 @@ def load_torchcodec(device):
         raise ConfigError(f"DATA.DECODER: 'torchcodec', but this package is not installed: {INSTALL}") from None
     except (ImportError, OSError, RuntimeError) as error:  # too old, or made for another torch
         raise ConfigError(f"DATA.DECODER: 'torchcodec', but it cannot be loaded ({error}): {INSTALL}") from None
+    sample = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(sample, "JPEG")
+    try:
+        decode_jpeg([sample.getvalue()], mode="RGB", device=device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"DATA.DECODER: 'torchcodec', but it cannot decode on {device} ({reason}); use pil") from None
     return decode_jpeg
 
 
