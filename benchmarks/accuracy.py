@@ -15,8 +15,8 @@ from benchmarks.command import add_data, cfg_of, device_of, exit_code, parser
 from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON
 from benchmarks.model_step import BF16_RESIDUAL, COMPILED, FUSED, GRAPHS, UNFUSED
 from benchmarks.record import machine, write
-from tools.paired import paired_difference, spread
-from tools.runs import read_run
+from tools.shared.runs import read_run
+from tools.shared.spread import paired_difference, spread
 from utils.errors import ConfigError, RunError, listing, nearest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ import torch
 from benchmarks.command import exit_code, parser
 from benchmarks.protocol import AGAIN, interleaved, ratio_text, spread
 from benchmarks.record import machine, write
-from tools.command import positive
+from tools.shared.command import positive
 from utils.errors import MissingError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent

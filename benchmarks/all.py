@@ -13,7 +13,7 @@ import sys
 
 from benchmarks.command import add_data, cfg_of, device_of, exit_code, parser
 from benchmarks.model_step import OTHERS
-from tools.command import positive
+from tools.shared.command import positive
 
 
 def commands(options):

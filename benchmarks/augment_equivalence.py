@@ -20,7 +20,7 @@ from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON, quiet
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration
 from data.build import build_data
-from tools.command import positive
+from tools.shared.command import positive
 from utils.throughput import endless
 
 BATCH = 100

@@ -1,6 +1,6 @@
 """Operators and kernels in groups, and a picture of them as stacked bars: for bytes and for time."""
 
-from tools.figures import COLORS, new_figure, save, styled
+from tools.shared.figures import COLORS, new_figure, save, styled
 
 FUSED = ("locality::", "gelu_moments", "add_kernel", "correlate", "input_gradient", "combine_kernel", "fold_kernel")
 GROUPS = {  # parts of the names of operators and of GPU kernels; the first group with one of them counts

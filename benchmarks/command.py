@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.record import RESULTS
-from tools import command
-from tools.command import exit_code, positive
+from tools.shared import command
+from tools.shared.command import exit_code, positive
 from utils.distributed import choose_device
 
 __all__ = ["CFG", "add_batches", "add_cfg", "add_data", "cfg_of", "device_of", "exit_code", "parser", "result_name"]

@@ -24,7 +24,7 @@ from benchmarks.steps import configuration
 from benchmarks.traffic import CountTraffic
 from data.build import build_data, worker_count
 from data.device.loader import DecodingTrainLoader
-from tools.command import positive
+from tools.shared.command import positive
 from utils.throughput import endless_to_mix
 
 PACE = {**STEP_PACE, "cpu": {"warmup": 2, "blocks": 5, "steps": 8}}  # long enough for workers that take turns

@@ -15,7 +15,7 @@ from benchmarks.command import device_of, exit_code, parser
 from benchmarks.protocol import AGAIN, interleaved
 from benchmarks.record import machine, write
 from models.shortcut import DWShortcut
-from tools.command import positive
+from tools.shared.command import positive
 
 SIZES = {"ViT-Tiny/16": (192, (14, 14), 1), "Swin-T, stage 1": (96, (56, 56), 0)}  # channels, grid, class tokens
 TOKEN_PASSES, GELU_PASSES = 7, 3  # of B * H*W * C elements, in the tokens' type (residual and out too) and in bfloat16

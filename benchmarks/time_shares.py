@@ -18,7 +18,7 @@ from benchmarks.command import add_cfg, cfg_of, device_of, exit_code, parser, re
 from benchmarks.model_step import CLASSES, FUSED, GRAPHS, PLAIN, UNFUSED
 from benchmarks.record import machine, write
 from benchmarks.steps import configuration, original_step, our_step, pool
-from tools.command import positive
+from tools.shared.command import positive
 from utils.throughput import synchronize
 
 WARMUP, STEPS = {"cuda": 20, "cpu": 2}, {"cuda": 20, "cpu": 3}

@@ -9,8 +9,8 @@ from config import load_config
 from models import registry
 from models.vit import ViT
 from tests.tiny import write_config
-from tools.checks import CHECKS
-from tools.checks.subject import Subject
+from tools.check.checks import CHECKS
+from tools.check.subject import Subject
 
 
 def subject(folder, *opts, processes=1, seconds=30.0, **changes):

@@ -10,12 +10,12 @@ import main
 from data import build_data
 from tests import tiny
 from tests.trained import config_of, folder_run, untrained_checkpoint
-from tools import average
-from tools.export import main as export
-from tools.images import console, data_config
-from tools.loaded import load_model
-from tools.soup import Ingredient, mean_of
-from tools.soup_data import judges
+from tools.average import __main__ as average
+from tools.average.data import judges
+from tools.average.soup import Ingredient, mean_of
+from tools.export.__main__ import main as export
+from tools.shared.inputs import console, data_config
+from tools.shared.trained import load_model
 from utils import checkpoint
 from utils.errors import MismatchError
 

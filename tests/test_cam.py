@@ -8,9 +8,9 @@ from matplotlib.text import Text
 
 from tests.helpers_data import noise
 from tests.trained import config_of, untrained_checkpoint
-from tools import cam
-from tools.cam_maps import Response
-from tools.draw_cam import Band, Column, maps_figure, responses_figure, wrapped
+from tools.cam import __main__ as cam
+from tools.cam.draw import Band, Column, maps_figure, responses_figure, wrapped
+from tools.cam.maps import Response
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import models
 from models.shortcut import DWShortcut
 from tests.small import small
 from tests.trained import restless
-from tools import cam_rollout
-from tools.cam_maps import grad_cam, shortcut_responses
-from tools.cam_rollout import attention_rollout
+from tools.cam import rollout as cam_rollout
+from tools.cam.maps import grad_cam, shortcut_responses
+from tools.cam.rollout import attention_rollout
 from utils.errors import ConfigError, MismatchError
 
 FAMILIES = ("vit_tiny", "cait_xxs12", "swin_tiny", "swin_v2_tiny", "swin_mlp_tiny_c24", "dwnet_tiny", "cvt_13")

@@ -38,7 +38,7 @@ def test_a_batch_larger_than_the_training_set_fails(tmp_path, folders):
 
 
 def test_classes_of_a_model_that_are_not_the_datas_fail(tmp_path, folders, capsys):
-    from tools.check import main
+    from tools.check.__main__ import main
 
     options = ["DATA.DATASET", "imagefolder", "DATA.DATA_PATH", str(folders), "MODEL.NUM_CLASSES", "5"]
     configuration = subject(tmp_path).folder.parent / "tiny.yaml"

@@ -10,11 +10,11 @@ from PIL import Image
 
 from tests import check_subjects
 from tests.check_subjects import enter, only, subject
-from tools.checks.cost import Measured, SavedBytes, check_cost, line, memory_finding, time_finding
-from tools.checks.examples import mixed_rows, restored, shares_text
-from tools.checks.learning import one_of_each
-from tools.checks.resume import differences
-from tools.checks.variants import changed
+from tools.check.cost import Measured, SavedBytes, check_cost, line, memory_finding, time_finding
+from tools.check.examples import mixed_rows, restored, shares_text
+from tools.check.learning import one_of_each
+from tools.check.resume import differences
+from tools.check.variants import changed
 
 SOUND = {"MODEL__SHORTCUT": {"KERNELS": []}}  # no last shortcut to be warned of
 

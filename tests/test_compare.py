@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.run_folders import write_run
 from tools.compare import aligned, main, results, settings, surroundings
-from tools.runs import read_run
+from tools.shared.runs import read_run
 
 
 @pytest.fixture

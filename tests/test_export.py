@@ -9,9 +9,10 @@ import torch
 
 from models.dwmixers import DynamicConv, InhomogeneousConv
 from tests.trained import folder_run, loaded_model, restless, untrained_checkpoint
-from tools import export, export_formats
-from tools.export_convs import TWINS
-from tools.export_formats import FORMATS, ExportError
+from tools.export import __main__ as export
+from tools.export import formats as export_formats
+from tools.export.convs import TWINS
+from tools.export.formats import FORMATS, ExportError
 
 ISOTROPIC = {"img_size": 16, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
 PYRAMID = {"img_size": 16, "patch_size": 2, "dim": 8, "depths": [2]}

@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression
 
 from data.samplers import stratified_split
 from tests.trained import folder_run
-from tools import features, probe
-from tools.loaded import load_model
+from tools.features import __main__ as features
+from tools.features import probe
+from tools.shared.trained import load_model
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from tests.run_folders import write_run
-from tools.draw_curves import AXES, choose_axis, curves_figure, mean_curve
-from tools.figures import line_style
-from tools.groups import group_runs, parse_groups
 from tools.plot import main
-from tools.runs import read_run
+from tools.shared.curves import AXES, choose_axis, curves_figure, mean_curve
+from tools.shared.figures import line_style
+from tools.shared.groups import group_runs, parse_groups
+from tools.shared.runs import read_run
 from utils.errors import ConfigError, MissingError
 
 

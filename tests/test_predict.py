@@ -13,10 +13,10 @@ from PIL import Image
 import main
 from tests.helpers_data import noise
 from tests.trained import folder_run
-from tools import predict
-from tools.images import find_images
-from tools.loaded import load_model
-from tools.prediction_formats import Prediction, as_table
+from tools.predict import __main__ as predict
+from tools.predict.formats import Prediction, as_table
+from tools.shared.inputs import find_images
+from tools.shared.trained import load_model
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from PIL import Image
 from data.base import ArrayImages
 from tests import tiny
 from tests.launch import run
-from tools.draw_checkpoints import confusion_figure, confusions, errors_figure, learned_scales, most_confused
-from tools.loaded import load_model
 from tools.plot import main
-from tools.predictions import Predictions, predict_checkpoint
-from tools.runs import read_run
+from tools.shared.behaviour import confusion_figure, confusions, errors_figure, learned_scales, most_confused
+from tools.shared.predictions import Predictions, predict_checkpoint
+from tools.shared.runs import read_run
+from tools.shared.trained import load_model
 from utils.errors import ConfigError, MismatchError
 
 

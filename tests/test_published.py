@@ -1,4 +1,4 @@
-"""tools.published: every figure of the paper's tables belongs to the configuration that it was published for."""
+"""tools.shared.published: every figure of the paper's tables belongs to the configuration that it was published for."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import yaml
 
 from config import default_config, flat, to_plain
 from tests.launch import ROOT
-from tools.grid import read_grid
-from tools.published import published
-from tools.sweep_plan import plan
+from tools.shared.published import published
+from tools.sweep.grid import read_grid
+from tools.sweep.plan import plan
 
 TABLES = {"table1": "table1_vit", "table2": "table2_vit_tiny_kernels", "table3": "table3_cait",
           "table4": "table4_cait_span", "table5": "table5_swin_tiny", "table6": "table6_imagenet"}  # fmt: skip
@@ -18,7 +18,7 @@ TABLES = {"table1": "table1_vit", "table2": "table2_vit_tiny_kernels", "table3":
 @pytest.mark.parametrize("grid", TABLES)
 def test_every_cell_of_the_papers_tables_has_its_figure(grid):
     """Each figure of the table is found once by the grid's cells, and the recipe is the published one."""
-    content = yaml.safe_load((ROOT / "tools/published_results.yaml").read_text())[TABLES[grid]]
+    content = yaml.safe_load((ROOT / "tools/shared/published_results.yaml").read_text())[TABLES[grid]]
     columns = ("cifar10", "cifar100", "tiny_imagenet", "imagenet")
     expected = sorted(row[column] for row in content for column in columns if column in row)
     runs = plan(read_grid(ROOT / f"configs/sweeps/{grid}.yaml"), [0], Path("output"))

@@ -15,17 +15,18 @@ from config import difference, load_config, to_plain
 from tests import launch, tiny
 from tests.launch import ROOT
 from tests.test_sweep_jobs import wait_for
-from tools import sweep, sweep_jobs
-from tools.grid import option_text, read_grid
-from tools.sweep_jobs import LocalJobs
-from tools.sweep_plan import parameters, plan
+from tools.sweep import __main__ as sweep
+from tools.sweep import jobs as sweep_jobs
+from tools.sweep.grid import option_text, read_grid
+from tools.sweep.jobs import LocalJobs
+from tools.sweep.plan import parameters, plan
 from utils import cli
 from utils.config_values import as_yaml
 from utils.errors import ConfigError
 from utils.yaml_lines import parse_value, read_leaves
 
 GRIDS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
-PUBLISHED = yaml.safe_load((ROOT / "tools/published_results.yaml").read_text())
+PUBLISHED = yaml.safe_load((ROOT / "tools/shared/published_results.yaml").read_text())
 
 
 def write_grid(folder, text, **changes):

@@ -1,4 +1,4 @@
-"""tools.sweep_jobs and tools.slurm: retries, places, signals, with shell commands for runs."""
+"""tools.sweep.jobs and tools.sweep.slurm: retries, places, signals, with shell commands for runs."""
 
 import os
 import signal
@@ -11,9 +11,10 @@ import pytest
 
 from config import default_config
 from tests.launch import ROOT
-from tools import sweep, sweep_jobs
-from tools.sweep_jobs import Job, LocalJobs, run_jobs
-from tools.sweep_plan import Planned
+from tools.sweep import __main__ as sweep
+from tools.sweep import jobs as sweep_jobs
+from tools.sweep.jobs import Job, LocalJobs, run_jobs
+from tools.sweep.plan import Planned
 from utils.errors import ConfigError
 
 
@@ -122,7 +123,7 @@ def test_a_run_that_is_given_a_gpu_does_not_fall_back_to_the_cpu(device, added):
 
 @pytest.mark.parametrize("cluster", ["local", "debug"])
 def test_jobs_through_submitit(tmp_path, cluster, monkeypatch):
-    from tools.slurm import SlurmJobs
+    from tools.sweep.slurm import SlurmJobs
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     jobs = shell_jobs(tmp_path, good="echo here", bad="echo 'error[data] broken'; exit 65")

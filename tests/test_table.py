@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from config import default_config, dump_with_origins
-from tools import table
-from tools.paired import paired_difference, spread
+from tools.shared.spread import paired_difference, spread
+from tools.table import __main__ as table
 
 ENVIRONMENT = {"commit": "a" * 40, "packages": {"torch": "2.15"}, "processes": 1, "device": "cpu", "threads": 1}
 

@@ -1,4 +1,4 @@
-"""tools.runs and tools.loaded: what the tools know of a run is what the run did."""
+"""tools.shared.runs and tools.shared.trained: what the tools know of a run is what the run did."""
 
 from importlib.metadata import version
 
@@ -10,9 +10,9 @@ from engine import evaluate
 from tests import tiny
 from tests.launch import run
 from tests.trained import config_of, untrained_checkpoint
-from tools.command import need
-from tools.loaded import load_model
-from tools.runs import find_runs, read_origins, read_run
+from tools.shared.command import need
+from tools.shared.runs import find_runs, read_origins, read_run
+from tools.shared.trained import load_model
 from utils import checkpoint
 from utils.errors import DataError, MismatchError, MissingError, UnavailableError
 

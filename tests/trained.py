@@ -10,7 +10,7 @@ from data.transforms import EvalTransform
 from models.build import build_model
 from tests import tiny
 from tests.helpers_data import class_folders
-from tools.loaded import LoadedModel
+from tools.shared.trained import LoadedModel
 from utils import checkpoint
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)

@@ -1,1 +1,1 @@
-"""Small commands around training, one per file: python -m tools.<name>."""
+"""Commands around training: python -m tools.<name>. One with helpers is a package, what several use is in shared/."""

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from config import difference, flat
-from tools.command import EXITS, exit_code, parser
-from tools.draw_curves import curves_figure
-from tools.figures import check_path, save
-from tools.groups import RunGroup
-from tools.runs import read_run
+from tools.shared.command import EXITS, exit_code, parser
+from tools.shared.curves import curves_figure
+from tools.shared.figures import check_path, save
+from tools.shared.groups import RunGroup
+from tools.shared.runs import read_run
 from utils.errors import ConfigError
 from utils.summary import best_row, counts
 from utils.training_state import FREE_KEYS

@@ -22,8 +22,8 @@ import models
 from models import convert
 from models.pretrained import adapt, find_weights, strip_prefixes
 from models.sources import SOURCES
-from tools.command import exit_code, parser
-from tools.files import write_whole
+from tools.shared.command import exit_code, parser
+from tools.shared.results import write_whole
 from utils.errors import ConfigError, MismatchError, MissingError, listing
 from utils.safe_load import read_tensors
 

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import main as training
-from tools.command import EXITS, exit_code, parser
-from tools.draw_curves import curves_figure
-from tools.figures import save
-from tools.groups import RunGroup
-from tools.runs import read_run
+from tools.shared.command import EXITS, exit_code, parser
+from tools.shared.curves import curves_figure
+from tools.shared.figures import save
+from tools.shared.groups import RunGroup
+from tools.shared.runs import read_run
 
 MODELS = {"ViT": "configs/demo/digits_plain.yaml", "ViT + 3x3 shortcut": "configs/demo/digits_shortcut.yaml"}
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,7 +3,7 @@
 python -m tools.models_table
 
 FLOPs are multiply-accumulates of one image plus norms (LayerNorm 5, BatchNorm 2 per element): fvcore's convention,
-which arXiv 2407.19394 uses. Published figures: tools/published_results.yaml. Models are built without values.
+which arXiv 2407.19394 uses. Published figures: tools/shared/published_results.yaml. Models are built without values.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import yaml
 import models
 from utils.flops import count_macs
 
-PUBLISHED = Path(__file__).with_name("published_results.yaml")
+PUBLISHED = Path(__file__).parent / "shared/published_results.yaml"
 
 
 def rows(published):

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.command import EXITS, exit_code, not_negative, parser
-from tools.draw_curves import AXES, WHAT, curves_figure
-from tools.figures import check_path, save
+from tools.shared.command import EXITS, exit_code, not_negative, parser
+from tools.shared.curves import AXES, WHAT, curves_figure
+from tools.shared.figures import check_path, save
 
 EXAMPLES = """\
 examples:
@@ -26,7 +26,7 @@ examples:
 
 def curves(options):
     """Loss, accuracy and learning rate of several runs in one picture."""
-    from tools.groups import parse_groups
+    from tools.shared.groups import parse_groups
 
     groups = parse_groups(options.runs)
     for remark in [line for group in groups for line in group.remarks()]:
@@ -36,7 +36,7 @@ def curves(options):
 
 def confusion(options):
     """The confusion matrix; prints the most frequent confusions."""
-    from tools.draw_checkpoints import confusion_figure, most_confused, score
+    from tools.shared.behaviour import confusion_figure, most_confused, score
 
     predictions = predict(options)
     print(f"{predictions.path}: {score(predictions)}")
@@ -48,7 +48,7 @@ def confusion(options):
 
 def errors(options):
     """The worst errors as image grids; prints which files they are."""
-    from tools.draw_checkpoints import caption, error_sets, errors_figure, score
+    from tools.shared.behaviour import caption, error_sets, errors_figure, score
 
     predictions = predict(options)
     print(f"{predictions.path}: {score(predictions)}")
@@ -63,8 +63,8 @@ def errors(options):
 
 def scales(options):
     """Learned factors of the shortcuts over the depth; prints them."""
-    from tools.draw_checkpoints import learned_scales, scale_remarks, scales_figure
-    from tools.loaded import load_model
+    from tools.shared.behaviour import learned_scales, scale_remarks, scales_figure
+    from tools.shared.trained import load_model
 
     loaded = [load_model(checkpoint_of(path), device="cpu") for path in options.checkpoints]
     models = [(one.name, learned_scales(one.model)) for one in loaded]
@@ -77,7 +77,7 @@ def scales(options):
 
 def predict(options):
     """The Predictions that the options of a subcommand ask for."""
-    from tools.predictions import predict_checkpoint
+    from tools.shared.predictions import predict_checkpoint
 
     return predict_checkpoint(
         checkpoint_of(options.checkpoint),
@@ -91,7 +91,7 @@ def predict(options):
 
 def checkpoint_of(path):
     """A checkpoint file, or best.pth of a run folder. Raises MissingError."""
-    from tools.runs import read_run
+    from tools.shared.runs import read_run
 
     return read_run(path).checkpoint() if Path(path).is_dir() else Path(path)
 

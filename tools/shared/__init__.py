@@ -1,0 +1,1 @@
+"""What several commands use: command lines, run folders, trained models, their inputs, pictures, statistics."""

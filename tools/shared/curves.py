@@ -1,0 +1,146 @@
+"""Loss, accuracy and learning rate of several runs over epochs, steps or time: mean and spread over seeds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from tools.shared.figures import line_style, new_figure, styled
+from utils.errors import MissingError
+
+WHAT = {"loss": ("train_loss", "val_loss"), "accuracy": ("accuracy",), "lr": ("lr",)}
+TITLES = {
+    "train_loss": "training loss",
+    "val_loss": "validation loss",
+    "accuracy": "validation accuracy, %",
+    "lr": "learning rate",
+}
+TIME_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+SEEDS_FOR_BAND = 3  # fewer are drawn one by one: a standard deviation of two numbers says little
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What stands on the horizontal axis: its label, and the values of a run's rows divided by `unit`."""
+
+    label: str
+    of_rows: Callable
+    unit: float = 1.0
+
+    def values(self, run):
+        """(E,) of the run's E validated epochs."""
+        return np.array(self.of_rows(run.rows), dtype=float) / self.unit
+
+
+AXES = {
+    "epoch": Axis("epoch", lambda rows: [row["epoch"] + 1 for row in rows]),
+    "step": Axis("optimizer step", lambda rows: [row["step"] for row in rows]),
+    "time": Axis("time", lambda rows: list(accumulate(row["seconds"] for row in rows))),
+}
+
+
+def with_rows(groups):
+    """The groups without runs that have no validated epoch yet. Raises MissingError if none is left."""
+    kept = [replace(group, runs=tuple(run for run in group.runs if run.rows)) for group in groups]
+    kept = [group for group in kept if group.runs]
+    if not kept:
+        raise MissingError(f"{groups[0].runs[0].path}: no epoch is finished yet, nothing to draw")
+    return kept
+
+
+def choose_axis(name, groups):
+    """The Axis of this name; time gets the unit in which the longest run is readable."""
+    axis = AXES[name]
+    if name != "time":
+        return axis
+    longest = max(axis.values(run)[-1] for group in groups for run in group.runs)
+    unit, seconds = next((entry for entry in TIME_UNITS if longest >= 3 * entry[1]), TIME_UNITS[-1])
+    return replace(axis, label=f"training and validation time, {unit}", unit=seconds)
+
+
+def mean_curve(group, key, axis):
+    """(x, mean, standard deviation or None) over the epochs that all runs of the group have, each of shape (E,)."""
+    shared = min(len(run.rows) for run in group.runs)
+    xs = np.stack([axis.values(run)[:shared] for run in group.runs])
+    ys = np.stack([_column(run, key)[:shared] for run in group.runs])
+    return xs.mean(axis=0), ys.mean(axis=0), ys.std(axis=0, ddof=1) if len(ys) > 1 else None
+
+
+def _column(run, key):
+    return np.array([row.get(key, np.nan) for row in run.rows], dtype=float)
+
+
+def draw_panel(axes, groups, key, axis):
+    """One quantity of all groups; returns the line handles in the order of the groups."""
+    handles = []
+    for number, group in enumerate(groups):
+        style = line_style(number)
+        x, mean, std = mean_curve(group, key, axis)
+        every = max(1, len(x) // 8)
+        (line,) = axes.plot(x, mean, markevery=(number % every, every), label=label(group), **style)
+        if len(group.runs) >= SEEDS_FOR_BAND:
+            axes.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.18, linewidth=0)
+        for run in group.runs if len(group.runs) > 1 else ():
+            start = max(0, len(x) - 1) if len(group.runs) >= SEEDS_FOR_BAND else 0  # with a band only what is beyond it
+            if len(run.rows) > start + 1:
+                values = axis.values(run)[start:], _column(run, key)[start:]
+                axes.plot(*values, color=style["color"], linewidth=0.8, alpha=0.6)
+        handles.append(line)
+    axes.set(title=TITLES[key], xlabel=axis.label)
+    if key == "lr":
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    if axis.label == "epoch":
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return handles
+
+
+def label(group):
+    """`ViT (mean ± std, 3 seeds)`, as the line is drawn; the space keeps matplotlib from hiding `_names`."""
+    count = len(group.runs)
+    how = "mean ± std, " if count >= SEEDS_FOR_BAND else "mean of " if count > 1 else ""
+    return f"{' ' * group.name.startswith('_')}{group.name} ({how}{count} seed{'s' * (count > 1)})"
+
+
+def panels(what):
+    """['train_loss', 'val_loss', 'accuracy'] from ['loss', 'accuracy']."""
+    return [key for name in dict.fromkeys(what) for key in WHAT[name]]
+
+
+@styled
+def curves_figure(groups, what=tuple(WHAT), x="epoch"):
+    """The picture of `plot curves`: a panel per quantity, a legend above. Raises MissingError if there is no epoch."""
+    groups, keys = with_rows(groups), panels(what)
+    columns = min(2, len(keys))
+    rows = -(-len(keys) // columns)
+    longest = max(len(label(group)) for group in groups)
+    width = 5.2 * columns if columns > 1 else 7.5
+    in_legend = max(1, min(len(groups), int(width * 11 // (longest + 7))))  # about 11 characters an inch
+    legend_height = 0.28 * -(-len(groups) // in_legend)
+    figure = new_figure(width, (3.3 if columns > 1 else 4.2) * rows + legend_height)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    axis = choose_axis(x, groups)
+    for axes, key in zip(grid.flat, keys, strict=False):
+        handles = draw_panel(axes, groups, key, axis)
+    for axes in grid.flat[len(keys) :]:
+        axes.set_axis_off()
+    figure.legend(handles=handles, loc="outside upper center", ncols=in_legend)
+    return figure
+
+
+@styled
+def single_figure(groups, key, x="epoch"):
+    """One panel without legend, for a page that has a legend of its own."""
+    figure = new_figure(4.8, 3.2)
+    draw_panel(figure.subplots(), groups, key, choose_axis(x, groups))
+    return figure
+
+
+@styled
+def legend_figure(groups):
+    """The legend to single_figure, a line per group."""
+    figure = new_figure(1.0 + 0.095 * max(len(label(group)) for group in groups), 0.1 + 0.26 * len(groups))
+    handles = [Line2D([], [], **line_style(number)) for number in range(len(groups))]
+    figure.legend(handles, [label(group) for group in groups], loc="center left", ncols=1, borderpad=0)
+    return figure

@@ -1,0 +1,155 @@
+"""What a sweep would cost: parameters and seconds of every run, from a few real training steps of every model."""
+
+import json
+import time
+
+import torch
+
+from config import to_plain
+from data import build_data
+from engine import autocast, train_step
+from logger import Logger, duration
+from tools.sweep.plan import parameters
+from utils import run, training_state
+from utils.distributed import World, choose_device
+from utils.errors import MissingError
+from utils.signals import STOP_SIGNALS
+from utils.throughput import timed
+
+KNOWN = {  # images to train on, images to validate on, classes
+    "cifar10": (50_000, 10_000, 10),
+    "cifar100": (50_000, 10_000, 100),
+    "tiny-imagenet": (100_000, 10_000, 200),
+    "imagenet": (1_281_167, 50_000, 1000),
+}
+CPU_IMAGES, SMALL_STEP = 8, 0.2  # on a CPU a step has 8 images, and the run's batch if that took less than 0.2 s
+STEPS, SECONDS = 5, 2.0  # measured steps at most, and the time after which no further one begins
+FREE_OF_SIZE = ("NAME", "NUM_CLASSES", "PRETRAINED", "RESUME")  # keys of MODEL that do not change a step's time
+
+
+def dry_run(runs, places, say=print):
+    """Print every cell with parameters and time; returns 0. `places`: how many runs are made at a time."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // places))
+    measured = Measured()
+    cells = {}
+    for planned in runs:
+        cells.setdefault(planned.cell.name, []).append(planned)
+    say("| cell | seeds | finished | parameters | one run |\n|---|---|---|---|---|")
+    total, unknown = 0.0, False
+    for name, group in cells.items():
+        seconds, classes = measured.seconds_of(group[0].config)
+        left = sum(not planned.finished for planned in group)
+        total, unknown = total + left * (seconds or 0.0), unknown or seconds is None
+        seeds = " ".join(str(planned.seed) for planned in group)
+        shown = "?" if seconds is None else duration(seconds)
+        say(f"| {name} | {seeds} | {len(group) - left} | {parameters(group[0].config, classes):,} | {shown} |")
+    say(f"\nestimated time for what is left, {places} at a time: {duration(total / places)}" + " + ?" * unknown)
+    say(f"measured on {measured.device}: {measured.text()}; without starting, saving and interruptions")
+    return 0
+
+
+class Measured:
+    """Times of training steps and of the data path, each measured once per different model or pipeline."""
+
+    def __init__(self):
+        self.steps, self.data, self.device, self.sources = {}, {}, None, []
+
+    def text(self):
+        """What the estimate rests on."""
+        images = f" (or of {CPU_IMAGES} images where that is slow)" if self.device.type == "cpu" else ""
+        return f"up to {STEPS} steps of the run's batch{images} per model, {', '.join(dict.fromkeys(self.sources))}"
+
+    def seconds_of(self, config):
+        """(seconds of a whole run or None if the size of its data is unknown, number of classes)."""
+        self.device = choose_device(config.DEVICE)
+        data_key = json.dumps([to_plain(config)[section] for section in ("DATA", "AUG", "TEST")], sort_keys=True)
+        if data_key not in self.data:
+            self.data[data_key] = self.measure_data(config)
+        train, val, classes, per_image = self.data[data_key]
+        step, forward = self.measure_step(config, classes)
+        workers = max(1, config.DATA.NUM_WORKERS)
+        if self.device.type == "cpu":  # loader workers compete for the same cores
+            step, forward = step + per_image, forward + per_image
+        else:
+            step, forward = max(step, per_image / workers), max(forward, per_image / workers)
+        return train and config.TRAIN.EPOCHS * (train * step + val * forward), classes
+
+    def measure_data(self, config):
+        """(training images or None, validation images, classes, seconds of the data path per image)."""
+        small = changed(config, DATA__BATCH_SIZE=CPU_IMAGES, DATA__NUM_WORKERS=0, DATA__DOWNLOAD=False)
+        name = config.DATA.DATASET
+        try:
+            data = build_data(small, log=lambda line: None)
+        except MissingError:
+            train, val, classes = KNOWN.get(name, (None, None, config.MODEL.NUM_CLASSES or 10))
+            self.sources.append(f"{name} is not there: noise instead of its images, the data path not counted")
+            return train, val, classes, 0.0
+        batches = data.train.epoch(0)
+        next(batches)
+        count, start = 0, time.perf_counter()
+        while count < STEPS and time.perf_counter() - start < SECONDS and next(batches, None):
+            count += 1
+        per_image = (time.perf_counter() - start) / max(1, count * CPU_IMAGES)
+        self.sources.append(f"the data path on {name}")
+        return data.info.train_size, data.info.val_size, data.info.num_classes, per_image
+
+    def measure_step(self, config, classes):
+        """(seconds of a training step, seconds of a forward pass), both per image, on noise."""
+        plain = to_plain(config)
+        model = {key: value for key, value in plain["MODEL"].items() if key not in FREE_OF_SIZE}
+        key = json.dumps([model, plain["DATA"]["IMG_SIZE"], plain["AMP"], plain["TRAIN"], plain["COMPILE"]])
+        if key not in self.steps:
+            batch = config.DATA.BATCH_SIZE
+            few = min(CPU_IMAGES, batch) if self.device.type == "cpu" else batch
+            seconds = self.time_steps(config, classes, few)
+            if few < batch and seconds[0] * few < SMALL_STEP:
+                seconds = self.time_steps(config, classes, batch)
+            self.steps[key] = seconds
+        return self.steps[key]
+
+    def time_steps(self, config, classes, images):
+        """Build the model and take real training steps of so many images."""
+        fake = f"fake:train={max(classes, images)},val={classes},classes={classes}"
+        noise = changed(
+            config, DATA__DATASET=fake, DATA__DATA_PATH="", DATA__ZIP_MODE=False, DATA__BATCH_SIZE=images,
+            DATA__NUM_WORKERS=0, DATA__VAL_SPLIT=0.0, MODEL__NUM_CLASSES=classes,
+        )  # fmt: skip
+        world = World(self.device)
+        data, model = run.build(noise, world, Logger(enabled=False))
+        state = training_state.build_state(noise, world, model, data.mixing.criterion, data.train.batches_per_epoch)
+        settings = training_state.build_settings(noise, self.device)
+        batch = tuple(part.to(self.device) for part in next(data.train.epoch(0)))
+        no_wishes = [0.0] * (len(STOP_SIGNALS) + 1)
+
+        def step():
+            train_step(state, settings, data.mixing, world, [batch], lambda: no_wishes)
+
+        @torch.inference_mode()
+        def forward():
+            with autocast(self.device, settings.amp_dtype):
+                state.eval_runner(batch[0])
+
+        state.runner.train()
+        seconds = per_call(step, self.device)
+        state.evaluator.eval()
+        return seconds / images, per_call(forward, self.device) / images
+
+
+def per_call(function, device):
+    """Seconds of a call after a first one: the median of at most STEPS calls within about SECONDS."""
+    timed(function, 1, device)
+    seconds = []
+    while len(seconds) < STEPS and sum(seconds) < SECONDS:
+        seconds.append(timed(function, 1, device))
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def changed(config, **values):
+    """A copy of the configuration with other values; keys with __ for the dot."""
+    copy = config.clone()
+    copy.defrost()
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        copy[section][name] = value
+    copy.freeze()
+    return copy

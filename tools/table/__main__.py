@@ -1,0 +1,114 @@
+"""A results table of run folders: `python -m tools.table FOLDER ...` (see --help)."""
+
+import json
+import sys
+from pathlib import Path
+
+from tools.shared.command import exit_code, parser
+from tools.shared.results import deliver, result_path
+from tools.shared.runs import find_runs
+from utils.errors import ConfigError, DataError
+
+DESCRIPTION = """\
+A table of finished runs, seeds averaged: accuracy of the last and of the best epoch as mean ± sample deviation, n,
+pooled counts, size, cost, the difference to a baseline with a paired 95 % confidence interval over common seeds
+(Student's t), the published figure and the distance to it.
+
+Runs are averaged when nothing but the seed differs: configuration, source commit, package versions, number of
+processes and size of the data. Whatever else differs, missing seeds and unfinished runs are marked in the row and
+explained below."""
+
+EPILOG = """\
+examples:
+  python -m tools.table output/table1
+  # every row against the one with the same labels but the plain backbone
+  python -m tools.table output/table1 --baseline kernels-none --format latex > table.tex
+  # only the learning rate is meant to differ: anything else is remarked on
+  python -m tools.table output/a output/b --by TRAIN.BASE_LR --format csv
+
+exit codes: 0 done, 64 wrong option, 65 damaged run folder, 66 no such folder or no run in it, 74 the file could not be
+written. Errors are one line on stderr."""
+
+
+def build_parser():
+    """The parser of this tool."""
+    # fmt: off
+    result = parser("table", DESCRIPTION, EPILOG)
+    result.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders above them")
+    result.add_argument("--format", default="md", choices=("md", "latex", "csv", "html"), help="default: md")
+    result.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
+                        help="a row's name, a label such as kernels-none, or pairs ROW=BASELINE")
+    result.add_argument("--metric", default="auto", choices=("auto", "final", "best", "test"),
+                        help="what is compared with baseline and publication: the last epoch (final), the best one "
+                             "on the validation images, or test, where images were held out; auto: test, else final")
+    result.add_argument("--by", nargs="+", default=[], metavar="KEY",
+                        help="keys in which rows are meant to differ (default: the sweep's axes, else the model's)")
+    result.add_argument("--pool", nargs="+", default=[], choices=("commit", "packages", "processes", "data"),
+                        help="average over these too, with a remark")
+    result.add_argument("--output", metavar="FILE", help="write here instead of to the screen")
+    # fmt: on
+    return result
+
+
+def run(argv):
+    """The whole tool."""
+    options = build_parser().parse_args(argv)
+    if options.output:
+        result_path(options.output)
+    from tools.table.formats import FORMATS
+
+    rows, metric = make_rows(options.folders, options.metric, options.baseline, options.by, options.pool)
+    deliver(FORMATS[options.format](rows, metric), options.output)
+
+
+def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
+    """([Row] with all remarks, the metric that they are compared in) of the runs at or below the folders."""
+    from tools.table.baseline import compare_with, label_axes
+    from tools.table.remarks import axes_of, remark_on_gaps, remark_on_recipes
+    from tools.table.rows import build_rows
+
+    runs, notes = find_runs(folders), read_notes(folders)
+    rows = build_rows(runs, notes, pool)
+    metric = chosen_metric(rows, metric)
+    axes = axes_of(rows, notes, by)
+    remark_on_recipes(rows, axes)
+    label_axes(rows, axes)
+    for row in rows:
+        remark_on_gaps(row)
+    compare_with(rows, baseline, metric)
+    return rows, metric
+
+
+def chosen_metric(rows, wanted):
+    """final, best or test; ConfigError if test is wanted and not there."""
+    tested = [bool(row.accuracies("test")) for row in rows if row.runs]
+    if wanted == "test" and not any(tested):
+        raise ConfigError("--metric: test, but no run held images out (DATA.VAL_SPLIT)")
+    if wanted != "auto":
+        return wanted
+    return "test" if tested and all(tested) else "final"
+
+
+def read_notes(folders):
+    """Contents of the *.sweep.json files at or below the folders, and of the sweeps that these are parts of."""
+    found = set()
+    for folder in map(Path, folders):
+        found |= {path.resolve() for path in folder.rglob("*.sweep.json")}
+        for above in list(folder.resolve().parents)[:2]:
+            found |= set(above.glob("*.sweep.json"))
+    try:
+        notes = [json.loads(path.read_text()) for path in sorted(found)]
+        for note in notes:
+            note["axes"], note["seeds"], *(cell["labels"] for cell in note["cells"].values())
+        return notes
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"a *.sweep.json file is damaged ({error})") from None
+
+
+def main(argv=None):
+    """Parse, run, return the exit code."""
+    return exit_code(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
