@@ -69,6 +69,13 @@ class RunRecord:
         """The row of the best epoch so far, None before the first."""
         return best_row(self.rows) if self.rows else None
 
+    @property
+    def data(self):
+        """How much data it had, as far as its rows tell: plain facts by name, None before the first epoch."""
+        if not self.rows:
+            return None
+        return {"validation images": self.rows[-1]["total"], "last step of epoch 1": self.rows[0]["step"]}
+
     @cached_property
     def origins(self):
         """`{'TRAIN.EPOCHS': 'configs/a.yaml:12'}`: where each value of the configuration came from."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tools.shared.command import exit_code, parser
 from tools.shared.results import deliver, result_path
-from tools.shared.runs import find_runs
 from utils.errors import ConfigError, DataError
 
 DESCRIPTION = """\
@@ -63,8 +62,8 @@ def run(argv):
 
 def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
     """([Row] with all remarks, the metric that they are compared in) of the runs at or below the folders."""
-    from tools.table.baseline import compare_with, label_axes
-    from tools.table.remarks import axes_of, remark_on_gaps, remark_on_recipes
+    from tools.shared.runs import find_runs
+    from tools.table.remarks import axes_of, compare_with, label_axes, remark_on_gaps, remark_on_recipes
     from tools.table.rows import build_rows
 
     runs, notes = find_runs(folders), read_notes(folders)
@@ -81,7 +80,7 @@ def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
 
 def chosen_metric(rows, wanted):
     """final, best or test; ConfigError if test is wanted and not there."""
-    tested = [bool(row.accuracies("test")) for row in rows if row.runs]
+    tested = [bool(row.scores("test")) for row in rows if row.runs]
     if wanted == "test" and not any(tested):
         raise ConfigError("--metric: test, but no run held images out (DATA.VAL_SPLIT)")
     if wanted != "auto":
