@@ -139,14 +139,11 @@ def finish_running(running, executor, on_end):
     """Stop the jobs in order: they save, and after GRACE seconds what still runs is killed."""
     executor.stop()
     deadline = time.monotonic() + GRACE
-    while running and time.monotonic() < deadline:
-        for job in ended(running, executor):
-            on_end(job)
-        time.sleep(POLL)
-    executor.kill()
     while running:
         for job in ended(running, executor):
             on_end(job)
+        if time.monotonic() > deadline:
+            executor.kill()
         time.sleep(POLL)
 
 
