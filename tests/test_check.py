@@ -6,8 +6,7 @@ import pytest
 
 from tests.check_subjects import Crashing, Interrupting, Loud, enter
 from tests.tiny import write_config
-from tools.check.__main__ import main
-from tools.check.checks import CHECKS
+from tools.check.__main__ import CHECKS, main
 
 
 @pytest.fixture
