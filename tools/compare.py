@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from config import difference, flat
-from tools.shared.command import EXITS, exit_code, parser
+from tools.shared.command import EXITS, command, parser
 from tools.shared.curves import curves_figure
 from tools.shared.figures import check_path, save
 from tools.shared.groups import FREE_KEYS, RunGroup
@@ -109,7 +109,8 @@ def section(title, header, rows, empty=""):
     return f"{title}\n{aligned(header, rows)}" if rows else f"{title}: {empty}"
 
 
-def run(argv):
+@command
+def main(argv):
     """Print the comparison and draw the curves of both runs."""
     top = parser("compare", __doc__, EXAMPLE + EXITS)
     top.add_argument("a", metavar="A", help="a run folder")
@@ -126,11 +127,6 @@ def run(argv):
     if groups:
         save(curves_figure(groups), path)
         print(f"\npicture: {path}")
-
-
-def main(argv=None):
-    """The command; returns the exit code."""
-    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import main as training
-from tools.shared.command import EXITS, exit_code, parser
+from tools.shared.command import EXITS, command, parser
 from tools.shared.curves import curves_figure
 from tools.shared.figures import save
 from tools.shared.groups import RunGroup
@@ -44,7 +44,8 @@ def table(groups):
     return "\n".join(lines)
 
 
-def run(argv):
+@command
+def main(argv):
     """The whole comparison."""
     top = parser("demo", __doc__, EXITS)
     top.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
@@ -59,11 +60,6 @@ def run(argv):
     (options.output / "table.md").write_text(text + "\n")
     save(curves_figure(groups, [HEADLINE]), options.output / "curves.png")
     print(f"\n{text}\n\ncurves: {options.output / 'curves.png'}")
-
-
-def main(argv=None):
-    """The command; returns the exit code."""
-    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 
-from tools.shared.command import EXITS, exit_code, not_negative, parser, positive
+from tools.shared.command import EXITS, command, not_negative, parser, positive
 from tools.shared.curves import AXES, WHAT, curves_figure
 from tools.shared.figures import check_path, save
 
@@ -112,17 +112,13 @@ def build_parser():
     return top
 
 
-def run(argv):
+@command
+def main(argv):
     """Draw what the command line asks for and say where it is."""
     options = build_parser().parse_args(argv)
     path = check_path(options.output)
     save(options.function(options), path)
     print(f"picture: {path}")
-
-
-def main(argv=None):
-    """The command; returns the exit code."""
-    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

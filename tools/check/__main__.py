@@ -19,7 +19,7 @@ from tools.check.model import check_by_heart, check_first_loss, check_gradients,
 from tools.check.recipe import check_examples, check_schedule
 from tools.check.resume import check_resume
 from tools.check.subject import FAILED, OK, WARNING, Subject, failed, warning
-from tools.shared.command import exit_code, parser
+from tools.shared.command import command, parser
 from utils import cli
 from utils.errors import ConfigError, RunError, listing, nearest
 from utils.files import storage_errors
@@ -75,48 +75,12 @@ CHECKS = {  # a new check is a function in a file of this folder and a row here
 }
 
 
-def run(argv):
-    """Parse, check, report; returns the exit code."""
-    arguments = parse(argv)
-    started = time.perf_counter()
-    config, origins = configuration.load_config(arguments.cfg, arguments.opts, cli.flag_overrides(arguments))
-    configuration.check(config, origins)
-    if config.DETERMINISTIC:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as main.py
-    folder = Path(arguments.folder or f"check/{config.MODEL.NAME}")
-    subject = Subject(config, origins, folder, arguments.processes, arguments.seconds)
-    lines = [shlex.join(["python", "-m", "tools.check", *argv])]
-    lines += [f"PyTorch {torch.__version__}, Python {sys.version.split()[0]}", ""]
-
-    def say(line):
-        print(line, flush=True)
-        lines.append(line)
-
-    levels = {}  # the worst of each check
-    for name in arguments.only or CHECKS:
-        findings = findings_of(name, subject, levels)
-        found = [finding.level for finding in findings]
-        levels[name] = FAILED if FAILED in found else WARNING if WARNING in found else OK
-        for finding in findings:
-            for line in finding.lines(name):
-                say(line)
-    counts = {level: list(levels.values()).count(level) for level in (FAILED, WARNING)}
-    seconds = time.perf_counter() - started
-    say(f"{len(levels)} checks in {seconds:.0f} s: {counts[FAILED]} failed, {counts[WARNING]} with warnings")
-    path = folder / "report.txt"
-    with storage_errors(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
-    print(f"report: {path}")
-    return int(counts[FAILED] > 0 or (arguments.strict and counts[WARNING] > 0))
-
-
 def parse(argv):
     """Namespace of the command line. Raises ConfigError."""
     # fmt: off
     about = "\n".join(f"  {name:<11} {check.about}" for name, check in CHECKS.items())
-    command = parser("check", DESCRIPTION, EPILOG.format(checks=about))
-    group = command.add_argument_group("what to check")
+    top = parser("check", DESCRIPTION, EPILOG.format(checks=about))
+    group = top.add_argument_group("what to check")
     cli.add_configuration(group)
     group.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="these checks instead of all")
     group.add_argument("--processes", type=int, default=1, metavar="N", help="processes that the run will have")
@@ -126,9 +90,9 @@ def parse(argv):
     group.add_argument("--output", dest="folder", metavar="DIR",
                        help="where picture and report go (default check/NAME of the configuration)")
     group.add_argument("--tag", metavar="NAME", help="for the sake of a copied command; a check has no run folder")
-    cli.add_settings(command)
+    cli.add_settings(top)
     # fmt: on
-    arguments = command.parse_args(argv)
+    arguments = top.parse_args(argv)
     if not arguments.cfg:
         raise ConfigError("--cfg: missing; name a file such as configs/demo/digits_shortcut.yaml (see --help)")
     if arguments.processes < 1 or not arguments.seconds > 0:
@@ -165,9 +129,41 @@ def place_of(error):
     return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
-def main(argv=None):
-    """Entry point; returns the exit code."""
-    return exit_code(run, argv)
+@command
+def main(argv):
+    """Parse, check, report; returns the exit code."""
+    arguments = parse(argv)
+    started = time.perf_counter()
+    config, origins = configuration.load_config(arguments.cfg, arguments.opts, cli.flag_overrides(arguments))
+    configuration.check(config, origins)
+    if config.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as main.py
+    folder = Path(arguments.folder or f"check/{config.MODEL.NAME}")
+    subject = Subject(config, origins, folder, arguments.processes, arguments.seconds)
+    lines = [shlex.join(["python", "-m", "tools.check", *argv])]
+    lines += [f"PyTorch {torch.__version__}, Python {sys.version.split()[0]}", ""]
+
+    def say(line):
+        print(line, flush=True)
+        lines.append(line)
+
+    levels = {}  # the worst of each check
+    for name in arguments.only or CHECKS:
+        findings = findings_of(name, subject, levels)
+        found = [finding.level for finding in findings]
+        levels[name] = FAILED if FAILED in found else WARNING if WARNING in found else OK
+        for finding in findings:
+            for line in finding.lines(name):
+                say(line)
+    counts = {level: list(levels.values()).count(level) for level in (FAILED, WARNING)}
+    seconds = time.perf_counter() - started
+    say(f"{len(levels)} checks in {seconds:.0f} s: {counts[FAILED]} failed, {counts[WARNING]} with warnings")
+    path = folder / "report.txt"
+    with storage_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+    print(f"report: {path}")
+    return int(counts[FAILED] > 0 or (arguments.strict and counts[WARNING] > 0))
 
 
 if __name__ == "__main__":

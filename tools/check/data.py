@@ -1,6 +1,5 @@
 """The checks of the data: is it found, are its classes sound, is an image there twice, do its pixels fit the recipe?"""
 
-import functools
 import hashlib
 from itertools import combinations
 
@@ -78,30 +77,18 @@ def check_overlap(subject):
     return findings or [ok(f"no image twice; {looked}")]
 
 
-@functools.singledispatch
 def content(images, index):
-    """The bytes that stand for an image: those of its pixels, or of its file where there is one."""
+    """The bytes that stand for an image: those of its file where there is one, else of its pixels."""
+    match images:
+        case Subset():
+            return content(images.dataset, int(images.indices[index]))
+        case FolderImages():
+            return read_file(images.name(index), images.name(index))
+        case ZipImages():
+            return images.content(index)
+        case ArrayImages():
+            return images.pixels[index].tobytes()
     return images.load(index).tobytes()
-
-
-@content.register
-def _(images: Subset, index):
-    return content(images.dataset, int(images.indices[index]))
-
-
-@content.register
-def _(images: ArrayImages, index):
-    return images.pixels[index].tobytes()
-
-
-@content.register
-def _(images: FolderImages, index):
-    return read_file(images.name(index), images.name(index))
-
-
-@content.register
-def _(images: ZipImages, index):
-    return images.content(index)
 
 
 def _shared(parts, hashes, first, second):

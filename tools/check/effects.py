@@ -3,6 +3,7 @@ same, it has none. No list of rules can be forgotten here when a key is added.""
 
 import functools
 from itertools import islice
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -57,14 +58,8 @@ class Effects:
             "step": facts(build_settings(config, torch.device("cpu"))),
             "number format": config.AMP.DTYPE if config.AMP.ENABLE else "float32",
             "average": facts(dict(config.TRAIN.EMA)) if average else "none",
-            "evaluated": eval_model("model", Average if average else None, config.TEST.WEIGHTS),
+            "evaluated": eval_model("model", SimpleNamespace(module="ema") if average else None, config.TEST.WEIGHTS),
         }
-
-
-class Average:
-    """Stands for the moving average of the weights."""
-
-    module = "average"
 
 
 def optimizer_facts(optimizer):

@@ -253,4 +253,4 @@ def stack(samples, keys):
 
 def spread(count, most):
     """At most `most` indices, evenly over `count`."""
-    return sorted({index * count // most for index in range(min(most, count))} if count > most else range(count))
+    return [index * count // most for index in range(most)] if count > most else list(range(count))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tools.report.sections import curves_section, differences_section, group_section, results_section
-from tools.shared.command import EXITS, exit_code, not_negative, parser, positive
+from tools.shared.command import EXITS, command, not_negative, parser, positive
 from tools.shared.curves import AXES
 from tools.shared.groups import parse_groups
 from tools.shared.markup import Markup, element, join, page
@@ -67,7 +67,8 @@ def counted(count, word):
     return f"{count} {word}{'s' * (count != 1)}"
 
 
-def run(argv):
+@command
+def main(argv):
     """Read the runs, write the report, say where it is."""
     options = build_parser().parse_args(argv)
     path = Path(options.output)
@@ -78,11 +79,6 @@ def run(argv):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     print(f"report: {path} ({len(text.encode()) / 1e6:.1f} MB)")
-
-
-def main(argv=None):
-    """The command; returns the exit code."""
-    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tools.shared.command import exit_code, parser, positive
+from tools.shared.command import command, parser, positive
 from tools.sweep.grid import read_grid
 from utils.errors import ConfigError
 
@@ -50,29 +50,6 @@ def build_parser():
     return result
 
 
-def run(argv):
-    """The whole tool; returns the exit code."""
-    options = build_parser().parse_args(argv)
-    check_options(options)
-    from tools.sweep import train  # imports torch: not for --help and wrong flags
-    from tools.sweep.dry_run import dry_run
-    from tools.sweep.plan import check_folders, check_models, on_gpu, plan
-
-    grid = read_grid(options.grid)
-    folder = Path(options.output) / grid.name
-    seeds = options.seeds or grid.seeds
-    runs = plan(grid, seeds, folder, data_paths(options.data_path), options.opts)
-    if options.gpus:
-        runs = [on_gpu(run) for run in runs]
-    check_models(runs)
-    check_folders(runs)
-    if options.dry_run:
-        return dry_run(runs, len(train.slots(options.gpus, options.jobs)))
-    with train.locked(folder):
-        train.note_grid(folder, grid, seeds)
-        return train.train(runs, folder, options)
-
-
 def check_options(options):
     """Raise ConfigError for values that contradict each other."""
     if len(options.opts) % 2:
@@ -107,9 +84,28 @@ def data_paths(words):
     return paths
 
 
-def main(argv=None):
-    """Parse, run, return the exit code."""
-    return exit_code(run, argv)
+@command
+def main(argv):
+    """The whole tool; returns the exit code."""
+    options = build_parser().parse_args(argv)
+    check_options(options)
+    from tools.sweep import train  # imports torch: not for --help and wrong flags
+    from tools.sweep.dry_run import dry_run
+    from tools.sweep.plan import check_folders, check_models, on_gpu, plan
+
+    grid = read_grid(options.grid)
+    folder = Path(options.output) / grid.name
+    seeds = options.seeds or grid.seeds
+    runs = plan(grid, seeds, folder, data_paths(options.data_path), options.opts)
+    if options.gpus:
+        runs = [on_gpu(run) for run in runs]
+    check_models(runs)
+    check_folders(runs)
+    if options.dry_run:
+        return dry_run(runs, len(train.slots(options.gpus, options.jobs)))
+    with train.locked(folder):
+        train.note_grid(folder, grid, seeds)
+        return train.train(runs, folder, options)
 
 
 if __name__ == "__main__":

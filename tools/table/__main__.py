@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from tools.shared.command import exit_code, parser
+from tools.shared.command import command, parser
 from tools.shared.results import deliver, result_path
 from utils.errors import ConfigError, DataError
 
@@ -47,17 +47,6 @@ def build_parser():
     result.add_argument("--output", metavar="FILE", help="write here instead of to the screen")
     # fmt: on
     return result
-
-
-def run(argv):
-    """The whole tool."""
-    options = build_parser().parse_args(argv)
-    if options.output:
-        result_path(options.output)
-    from tools.table.formats import FORMATS
-
-    rows, metric = make_rows(options.folders, options.metric, options.baseline, options.by, options.pool)
-    deliver(FORMATS[options.format](rows, metric), options.output)
 
 
 def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
@@ -104,9 +93,16 @@ def read_notes(folders):
         raise DataError(f"a *.sweep.json file is damaged ({error})") from None
 
 
-def main(argv=None):
-    """Parse, run, return the exit code."""
-    return exit_code(run, argv)
+@command
+def main(argv):
+    """The whole tool."""
+    options = build_parser().parse_args(argv)
+    if options.output:
+        result_path(options.output)
+    from tools.table.formats import FORMATS
+
+    rows, metric = make_rows(options.folders, options.metric, options.baseline, options.by, options.pool)
+    deliver(FORMATS[options.format](rows, metric), options.output)
 
 
 if __name__ == "__main__":
