@@ -1,16 +1,4 @@
-"""Grids of experiments: a YAML file that names a base configuration, axes and seeds, read into cells.
-
-base: ../vit/vit_tiny_4_32_cifar10.yaml      # relative to the grid; a list of files is an axis of its own
-name: kernels                                # of the sweep's folder; without it the name of the grid's file
-seeds: [0, 1, 2]
-axes:
-  MODEL.SHORTCUT.KERNELS: [[], [3], [3, 5]]  # a key and its values: cells kernels-none, kernels-3, kernels-3+5
-  position:                                  # named values, each changes any number of keys (or `base`)
-    pe: {MODEL.ARGS.POS_EMBED: true}
-    no-pe: {MODEL.ARGS.POS_EMBED: false}
-set: {TRAIN.EPOCHS: 100}                     # for all cells
-exclude: [[kernels-none, no-pe]]             # cells that have all of these labels
-"""
+"""Grids of experiments: a YAML file of a base configuration, axes and seeds (docs/sweeps.md), read into cells."""
 
 import itertools
 import re
