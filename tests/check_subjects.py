@@ -9,7 +9,7 @@ from config import load_config
 from models import registry
 from models.vit import ViT
 from tests.tiny import write_config
-from tools.check.checks import CHECKS
+from tools.check.__main__ import CHECKS
 from tools.check.subject import Subject
 
 

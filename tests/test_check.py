@@ -6,8 +6,7 @@ import pytest
 
 from tests.check_subjects import Crashing, Interrupting, Loud, enter
 from tests.tiny import write_config
-from tools.check.__main__ import main
-from tools.check.checks import CHECKS
+from tools.check.__main__ import CHECKS, main
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_all_checks_of_a_sound_experiment(run, tmp_path):
-    code, lines, errors = run("--seconds", "30", DATA__IMG_SIZE=16, DATA__DATASET="fake:train=38,val=100,classes=4")
+    code, lines, errors = run("--seconds", "300", DATA__IMG_SIZE=16, DATA__DATASET="fake:train=38,val=100,classes=4")
     assert (code, errors) == (0, [])
     found = [line for line in lines if re.match(r"(ok     |warning|FAILED )  ", line)]
     assert {line[9:].partition(":")[0] for line in found} == set(CHECKS)

@@ -9,10 +9,10 @@ from torch import nn
 from config import default_config, flat, load_config
 from tests.check_subjects import found, only, subject
 from tests.tiny import write_config
-from tools.check.effects import Effects, alternatives, is_judged
-from tools.check.facts import facts
-from tools.check.recording import Recording
-from tools.check.subject import Subject, user_keys
+from tools.check.effects import Effects, alternatives, facts
+from tools.check.keys import is_judged, user_keys
+from tools.check.resume import Recording
+from tools.check.subject import Subject
 
 # options -> the one key among them that has no effect
 WITHOUT_EFFECT = {

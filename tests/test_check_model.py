@@ -1,6 +1,5 @@
 """The checks of model and recipe: each passes on a tiny sound experiment and fails on one that is broken."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -11,10 +10,10 @@ from PIL import Image
 from tests import check_subjects
 from tests.check_subjects import enter, only, subject
 from tools.check.cost import Measured, SavedBytes, check_cost, line, memory_finding, time_finding
-from tools.check.examples import mixed_rows, restored, shares_text
-from tools.check.learning import one_of_each
+from tools.check.model import one_of_each
+from tools.check.recipe import mixed_rows, restored, shares_text
 from tools.check.resume import differences
-from tools.check.variants import changed
+from tools.shared.steps import changed
 
 SOUND = {"MODEL__SHORTCUT": {"KERNELS": []}}  # no last shortcut to be warned of
 
@@ -171,7 +170,7 @@ def test_cost(tmp_path):
     seconds = 2 * ((36 + 11 / 3) * 300 + 9 * 10)
     finding = time_finding(that, made_up)
     assert f"about {int(seconds // 3600)}:" in finding.text
-    assert time_finding(that, dataclasses.replace(made_up, image_seconds=1e5)).level == "warning"
+    assert time_finding(that, made_up._replace(image_seconds=1e5)).level == "warning"
     finding = memory_finding(that, made_up)
     assert finding.level == "warning"  # a processor may have less memory than the machine of the run
     assert f"about {4e12 / 2**30:.3g} GiB a process for a batch of 4" in finding.text
@@ -195,12 +194,12 @@ def test_line_through_the_last_two_points():
 def test_smaller_images_where_the_device_is_slow(tmp_path):
     that = subject(tmp_path, DATA__IMG_SIZE=64, **SOUND)
     that.seconds = 1e9
-    assert not that.trial.reduced
+    assert that.trial.size == that.trial.full
     slow = subject(tmp_path, DATA__IMG_SIZE=64, **SOUND)
     slow.seconds = 1e-9
     assert slow.trial.size == (8, 8)
     assert "at 8x8 instead of 64x64" in only("first loss", slow)[1]
-    assert 64 < slow.trial.full_macs / slow.trial.macs < 256  # between the numbers of tokens and of their pairs
+    assert 64 < slow.trial.work < 256  # between the numbers of tokens and of their pairs
 
 
 def test_a_checkpoint_too_large_to_write_is_not_written(tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.run_folders import write_run
 from tools.plot import main
-from tools.shared.curves import AXES, choose_axis, curves_figure, mean_curve
+from tools.shared.curves import choose_axis, curves_figure, mean_curve
 from tools.shared.figures import line_style
 from tools.shared.groups import group_runs, parse_groups
 from tools.shared.runs import read_run
@@ -64,23 +64,24 @@ def test_groups_that_cannot_be_are_refused(runs):
 
 def test_mean_and_deviation_over_the_epochs_that_all_have(runs):
     group = parse_groups([f"two={runs / 'plain' / 'seed0'},{runs / 'plain' / 'seed1'}"])[0]
-    x, mean, std = mean_curve(group, "accuracy", AXES["epoch"])
+    _, epochs = choose_axis("epoch", [group])
+    x, mean, std = mean_curve(group, "accuracy", epochs)
     assert x.tolist() == [1, 2]
     assert mean.tolist() == [15, 40]
     assert std == pytest.approx([50**0.5, 200**0.5])  # (5^2 + 5^2) / 1 and (10^2 + 10^2) / 1
-    x, mean, _ = mean_curve(parse_groups([str(runs / "plain")])[0], "accuracy", AXES["epoch"])
+    x, mean, _ = mean_curve(parse_groups([str(runs / "plain")])[0], "accuracy", epochs)
     assert (x.tolist(), mean.tolist()) == ([1], [20])
 
 
 def test_axes_of_steps_and_time(runs):
     groups = parse_groups([str(runs)])
     run = groups[0].runs[0]
-    assert AXES["step"].values(run).tolist() == [10, 20]
-    assert choose_axis("time", groups).values(run).tolist() == [2, 4]
+    assert choose_axis("step", groups)[1](run).tolist() == [10, 20]
+    assert choose_axis("time", groups)[1](run).tolist() == [2, 4]
     long = group_runs([read_run(write_run(runs, "long", 0, [1.0] * 6000))])
-    axis = choose_axis("time", long)
-    assert axis.label.endswith("hours")
-    assert axis.values(long[0].runs[0])[-1] == pytest.approx(12000 / 3600)
+    label, times = choose_axis("time", long)
+    assert label.endswith("hours")
+    assert times(long[0].runs[0])[-1] == pytest.approx(12000 / 3600)
 
 
 def test_three_seeds_have_a_band_and_two_are_drawn_one_by_one(tmp_path):

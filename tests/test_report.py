@@ -10,7 +10,7 @@ from tests import tiny
 from tests.launch import run
 from tests.run_folders import write_run
 from tools.report.__main__ import main
-from tools.report.markup import Markup, element, html, table
+from tools.shared.markup import Markup, element, html, table
 
 VOID = {"meta", "img", "br", "link"}
 

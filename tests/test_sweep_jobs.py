@@ -11,10 +11,10 @@ import pytest
 
 from config import default_config
 from tests.launch import ROOT
-from tools.sweep import __main__ as sweep
 from tools.sweep import jobs as sweep_jobs
+from tools.sweep import train
 from tools.sweep.jobs import Job, LocalJobs, run_jobs
-from tools.sweep.plan import Planned
+from tools.sweep.plan import Planned, on_gpu
 from utils.errors import ConfigError
 
 
@@ -69,10 +69,15 @@ def test_codes_that_promise_something_are_tried_again(tmp_path, code):
 
 
 def test_jobs_share_the_places(tmp_path):
-    script = f"echo $PLACE >> {tmp_path}/places; sleep 0.2"
-    start = time.monotonic()
-    run_shell(shell_jobs(tmp_path, a=script, b=script, c=script, d=script), LocalJobs([{"PLACE": "0"}, {"PLACE": "1"}]))
-    assert 0.4 < time.monotonic() - start < 0.8 + 4
+    """Two run at a time, for a job waits until another one has come; no place has two, or its mkdir would fail."""
+    script = (
+        f"cd {tmp_path}; mkdir in$PLACE || exit 1; echo $PLACE >> places; "
+        "for i in $(seq 500); do test $(wc -l < places) -lt 2 || break; sleep 0.02; done; "
+        "test $(wc -l < places) -ge 2 && rmdir in$PLACE"
+    )
+    jobs = shell_jobs(tmp_path, a=script, b=script, c=script, d=script)
+    run_shell(jobs, LocalJobs([{"PLACE": "0"}, {"PLACE": "1"}]))
+    assert [job.code for job in jobs] == [0] * 4
     assert Counter((tmp_path / "places").read_text().split()) == {"0": 2, "1": 2}
 
 
@@ -105,12 +110,10 @@ def test_killing_the_sweep_stops_its_jobs(tmp_path):
 
 
 def test_cores_are_divided_among_runs_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.setattr(train, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    options = sweep.build_parser().parse_args(["g.yaml", "--jobs", "3"])
-    assert sweep.slots(options) == [{"OMP_NUM_THREADS": "2"}] * 3
-    options = sweep.build_parser().parse_args(["g.yaml", "--gpus", "0,3", "--jobs", "3"])
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in sweep.slots(options)] == ["0", "3", "0"]
+    assert train.slots(None, 3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in train.slots("0,3", 3)] == ["0", "3", "0"]
 
 
 @pytest.mark.parametrize(("device", "added"), [("auto", ["--device", "cuda"]), ("cpu", [])])
@@ -118,7 +121,7 @@ def test_a_run_that_is_given_a_gpu_does_not_fall_back_to_the_cpu(device, added):
     config = default_config()
     config.DEVICE = device
     run = Planned(None, 0, ["--cfg", "a.yaml"], config)
-    assert sweep.on_gpu(run).argv == ["--cfg", "a.yaml", *added]
+    assert on_gpu(run).argv == ["--cfg", "a.yaml", *added]
 
 
 @pytest.mark.parametrize("cluster", ["local", "debug"])

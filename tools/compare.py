@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 from config import difference, flat
-from tools.shared.command import EXITS, exit_code, parser
+from tools.shared.command import EXITS, command, parser
 from tools.shared.curves import curves_figure
 from tools.shared.figures import check_path, save
-from tools.shared.groups import RunGroup
-from tools.shared.runs import read_run
+from tools.shared.groups import FREE_KEYS, RunGroup
+from tools.shared.runs import HEADLINE, read_run, say, score
 from utils.errors import ConfigError
-from utils.summary import best_row, counts
-from utils.training_state import FREE_KEYS
 
 EXAMPLE = """\
 example:
@@ -26,16 +24,10 @@ ABSENT = "-"
 
 def settings(a, b):
     """[(key, value of A, its origin, value of B, its origin)] of keys that differ: (those that matter, the rest)."""
-    rows = [
-        (key, _text(a, key), a.origins.get(key, ABSENT), _text(b, key), b.origins.get(key, ABSENT))
-        for key, _, _ in difference(a.config, b.config)
-    ]
+    values = [{key: repr(value) for key, value in flat(run.config).items()} for run in (a, b)]
+    parts = (values[0], a.origins, values[1], b.origins)
+    rows = [(key, *(part.get(key, ABSENT) for part in parts)) for key, _, _ in difference(a.config, b.config)]
     return [row for row in rows if row[0] not in FREE_KEYS], [row for row in rows if row[0] in FREE_KEYS]
-
-
-def _text(run, key):
-    values = flat(run.config)
-    return repr(values[key]) if key in values else ABSENT
 
 
 def surroundings(a, b):
@@ -47,48 +39,43 @@ def surroundings(a, b):
 
 def results(a, b):
     """[(what, of A, of B, B - A or '')]; what a run does not have (yet) is '-'."""
-    columns = [_results_of(run) for run in (a, b)]
     rows = []
-    for name in columns[0]:
-        (text, value), (other_text, other) = columns[0][name], columns[1][name]
-        known = value is not None and other is not None
-        rows.append((name, text, other_text, _change(name, value, other) if known else ""))
+    for (name, (text, value)), (other_text, other) in zip(_figures(a).items(), _figures(b).values(), strict=True):
+        rows.append((name, text, other_text, "" if None in (value, other) else _change(name, value, other)))
     return rows
 
 
-def _results_of(run):
+def _figures(run):
     """{what: (text, number for the difference or None)}."""
-    best, final = (best_row(run.rows), run.rows[-1]) if run.rows else (None, None)
-    summary = run.summary or {}
-    seconds = sum(row["seconds"] for row in run.rows)
-    rate = sum(row["img_per_s"] for row in run.rows) / max(1, len(run.rows))
+    final, summary = run.rows[-1] if run.rows else None, run.summary or {}
+
+    def headline(row):
+        if not row:
+            return ABSENT, None
+        return say(row) + (f", epoch {row['epoch'] + 1}" if "epoch" in row else ""), score(row)
+
+    def number(value, form):
+        return (ABSENT, None) if value is None else (format(value, form), value)
+
+    def total(column):
+        return sum(row[column] for row in run.rows) if run.rows else None
+
     return {
         "epochs": (f"{len(run.rows)} of {run.config['TRAIN']['EPOCHS']}", None),
-        "best accuracy": _accuracy(best),
-        "final accuracy": _accuracy(final),
-        "test accuracy": _accuracy(summary.get("test")),
-        "final validation loss": (f"{final['val_loss']:.4f}", final["val_loss"]) if final else (ABSENT, None),
-        "parameters": _number(summary.get("params"), ",d"),
-        "multiply-accumulates": _number(summary.get("macs"), ",d"),
-        "seconds": _number(seconds if run.rows else None, ".1f"),
-        "images per second": _number(rate if run.rows else None, ".1f"),
+        f"best {HEADLINE}": headline(run.best),
+        f"final {HEADLINE}": headline(final),
+        f"test {HEADLINE}": headline(summary.get("test")),
+        "final validation loss": number(final and final["val_loss"], ".4f"),
+        "parameters": number(summary.get("params"), ",d"),
+        "multiply-accumulates": number(summary.get("macs"), ",d"),
+        "seconds": number(total("seconds"), ".1f"),
+        "images per second": number(final and total("img_per_s") / len(run.rows), ".1f"),
     }
 
 
-def _accuracy(row):
-    if not row:
-        return ABSENT, None
-    epoch = f", epoch {row['epoch'] + 1}" if "epoch" in row else ""
-    return counts(row) + epoch, row["accuracy"]
-
-
-def _number(value, form):
-    return (ABSENT, None) if value is None else (format(value, form), value)
-
-
 def _change(name, before, after):
-    """The difference as text: points for accuracies, the number itself for losses, otherwise per cent."""
-    if "accuracy" in name:
+    """The difference as text: points for the headline, the number itself for losses, otherwise per cent."""
+    if HEADLINE in name:
         return f"{after - before:+.2f} points"
     if "loss" in name:
         return f"{after - before:+.4f}"
@@ -98,7 +85,7 @@ def _change(name, before, after):
 def aligned(header, rows):
     """A table as text, the columns as wide as their widest cell."""
     cells = [list(map(str, row)) for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
@@ -110,49 +97,36 @@ def text_of(a, b):
     parts = [f"A  {a.path}\nB  {b.path}"]
     parts.append(section("Configuration", header, relevant, "the same in everything that changes results"))
     if free:
-        parts.append(section("Configuration that only says where and how fast", header, free, ""))
+        parts.append(section("Configuration that only says where and how fast", header, free))
     parts.append(section("Environment", ("", "A", "B"), surroundings(a, b), "the same"))
-    parts.append(section("Results", ("", "A", "B", "B - A"), results(a, b), ""))
-    parts.append("One run each: how far seeds alone move the accuracy is not known from these two.")
+    parts.append(section("Results", ("", "A", "B", "B - A"), results(a, b)))
+    parts.append(f"One run each: how far seeds alone move the {HEADLINE} is not known from these two.")
     return "\n\n".join(parts)
 
 
-def section(title, header, rows, empty):
+def section(title, header, rows, empty=""):
     """A titled table, or one line if it has no rows."""
     return f"{title}\n{aligned(header, rows)}" if rows else f"{title}: {empty}"
 
 
-def names_of(a, b):
-    """Names for the legend: the runs' own, or their folders if these are the same."""
-    return (a.name, b.name) if a.name != b.name else (str(a.path), str(b.path))
-
-
-def build_parser():
-    """The parser of the command line."""
+@command
+def main(argv):
+    """Print the comparison and draw the curves of both runs."""
     top = parser("compare", __doc__, EXAMPLE + EXITS)
     top.add_argument("a", metavar="A", help="a run folder")
     top.add_argument("b", metavar="B", help="another run folder")
     top.add_argument("--output", default="compare.png", metavar="FILE", help=".png, .svg or .pdf (%(default)s)")
-    return top
-
-
-def run(argv):
-    """Print the comparison and draw the curves of both runs."""
-    options = build_parser().parse_args(argv)
+    options = top.parse_args(argv)
     path = check_path(options.output)
     a, b = (read_run(Path(folder)) for folder in (options.a, options.b))
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path}: the same folder twice; name two runs")
     print(text_of(a, b))
-    groups = [RunGroup(name, (record,)) for name, record in zip(names_of(a, b), (a, b), strict=True) if record.rows]
+    names = (a.name, b.name) if a.name != b.name else (str(a.path), str(b.path))
+    groups = [RunGroup(name, (record,)) for name, record in zip(names, (a, b), strict=True) if record.rows]
     if groups:
         save(curves_figure(groups), path)
         print(f"\npicture: {path}")
-
-
-def main(argv=None):
-    """The command; returns the exit code."""
-    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import main as training
-from tools.shared.command import EXITS, exit_code, parser
+from tools.shared.command import EXITS, command, parser
 from tools.shared.curves import curves_figure
 from tools.shared.figures import save
 from tools.shared.groups import RunGroup
-from tools.shared.runs import read_run
+from tools.shared.runs import COUNTED, HEADLINE, pooled, read_run, score
+from tools.shared.spread import spread
 
 MODELS = {"ViT": "configs/demo/digits_plain.yaml", "ViT + 3x3 shortcut": "configs/demo/digits_shortcut.yaml"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,21 +33,19 @@ def train(config, seed, output):
 
 def table(groups):
     """The Markdown table of finished groups of runs: the last epoch, which nothing was chosen by."""
-    lines = ["| model | test accuracy, mean ± std (n) | correct/total | params | time |", "|---|---|---|---|---|"]
+    counted = "/".join(COUNTED)
+    lines = [f"| model | test {HEADLINE}, mean ± std (n) | {counted} | params | time |", "|---|---|---|---|---|"]
     for group in groups:
-        summaries = [run.summary for run in group.runs]
-        scores = [summary["final"]["accuracy"] for summary in summaries]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        correct, total = (sum(summary["final"][key] for summary in summaries) for key in ("correct", "total"))
-        seconds = statistics.mean(summary["seconds"] for summary in summaries)
-        lines.append(
-            f"| {group.name} | {statistics.mean(scores):.2f}{spread} % ({len(scores)}) | {correct}/{total} | "
-            f"{summaries[0]['params']:,} | {seconds:.0f} s a run |"
-        )
+        finals = [run.summary["final"] for run in group.runs]
+        measured, counts = spread(map(score, finals)), "/".join(map(str, pooled(finals)))
+        params = group.runs[0].summary["params"]
+        seconds = statistics.mean(run.summary["seconds"] for run in group.runs)
+        lines.append(f"| {group.name} | {measured} % ({measured.n}) | {counts} | {params:,} | {seconds:.0f} s a run |")
     return "\n".join(lines)
 
 
-def run(argv):
+@command
+def main(argv):
     """The whole comparison."""
     top = parser("demo", __doc__, EXITS)
     top.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
@@ -59,13 +58,8 @@ def run(argv):
     groups = [RunGroup(name, tuple(records)) for name, records in runs.items()]
     text = table(groups)
     (options.output / "table.md").write_text(text + "\n")
-    save(curves_figure(groups, ["accuracy"]), options.output / "curves.png")
+    save(curves_figure(groups, [HEADLINE]), options.output / "curves.png")
     print(f"\n{text}\n\ncurves: {options.output / 'curves.png'}")
-
-
-def main(argv=None):
-    """The command; returns the exit code."""
-    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -7,40 +7,20 @@ which arXiv 2407.19394 uses. Published figures: tools/shared/published_results.y
 """
 
 import argparse
-from pathlib import Path
 
 import torch
-import yaml
 
 import models
+from tools.shared.published import LOCALITY, SWITCHES, rows
 from utils.flops import count_macs
 
-PUBLISHED = Path(__file__).parent / "shared/published_results.yaml"
-
-
-def rows(published):
-    """(variant, keywords, what is special, classes, published parameters in M, published FLOPs in G, source)."""
-    for entry in published["table1_vit"]:
-        special = "" if entry["pe"] else "no positional embedding"
-        yield entry["model"], {"pos_embed": entry["pe"]}, special, 10, entry, "2407.19394, table 1"
-    for entry in published["table3_cait"]:
-        on = entry["ls_th_pe"]
-        keywords = {"layer_scale": on, "talking_heads": on, "pos_embed": on}
-        yield entry["model"], keywords, "" if on else "no LS, TH, PE", 10, entry, "2407.19394, table 3"
-    for entry in published["table5_swin_tiny"]:
-        special = "" if entry["shift"] else "no shifted windows"
-        yield "swin_tiny", {"shift": entry["shift"]}, special, 10, entry, "2407.19394, table 5"
-    for entry in published["table6_imagenet"]:
-        bare = "cait" in entry["model"] and bool(entry["dw"])
-        yield (
-            entry["model"], {"layer_scale": False} if bare else {}, "no LayerScale" if bare else "", 1000, entry,
-            "2407.19394, table 6",
-        )  # fmt: skip
-    for entry in published["cvt"]:
-        if entry["pretrain"] == "imagenet1k" or entry["model"] == "cvt_w24":
-            yield entry["model"], {"img_size": entry["image_size"]}, "", 1000, entry, "2103.15808"
-    for entry in published["dwnet"]:
-        yield entry["model"], {}, "", 1000, entry, "2106.04263"
+SPECIAL = {  # what a model lacks
+    (): "",
+    ("pe",): ", no positional embedding",
+    ("ls",): ", no LayerScale",
+    ("pe", "ls", "th"): ", no LS, TH, PE",
+    ("shift",): ", no shifted windows",
+}
 
 
 def count(variant, keywords, classes, kernels):
@@ -59,15 +39,24 @@ def table():
         "| model | shortcut | image | classes | parameters | published, M | FLOPs, G | published, G | source (arXiv) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for variant, keywords, special, classes, entry, source in rows(yaml.safe_load(PUBLISHED.read_text())):
-        kernels = entry.get("dw", [])
-        params, macs, size = count(variant, keywords, classes, kernels)
-        stated = entry["params"][0] if isinstance(entry["params"], list) else entry["params"]
-        name = f"{variant}, {special}" if special else variant
-        shown = "+".join(map(str, kernels)) or "none"
+    done = set()
+    for source, row in rows():
+        model, classes = row["features"], 10 if "cifar10" in row else 1000
+        name = model["type"] + SPECIAL[tuple(switch for switch in SWITCHES if model.get(switch) is False)]
+        which = source, name, *model["dw"], model["size"]
+        if "params" not in row or which in done:  # tables 2 and 4 repeat models; so do other weights of the same one
+            continue
+        done.add(which)
+        keywords = {
+            key.rpartition(".")[2].lower(): model[switch] for switch, key in SWITCHES.items() if switch in model
+        }
+        params, macs, size = count(model["type"], {**keywords, "img_size": model["size"]}, classes, model["dw"])
+        stated = row["params"][0] if isinstance(row["params"], list) else row["params"]
+        shown = "+".join(map(str, model["dw"])) or "none"
+        place = source.replace(LOCALITY, "2407.19394").removeprefix("arXiv ")
         lines.append(
             f"| {name} | {shown} | {size} | {classes} | {params:,} | {stated} | "
-            f"{macs / 1e9:.3f} | {entry['flops']} | {source} |"
+            f"{macs / 1e9:.3f} | {row['flops']} | {place} |"
         )
     return "\n".join(lines)
 

@@ -1,10 +1,8 @@
 """Pictures of finished and running runs and of their checkpoints, as PNG, SVG or PDF."""
 
-import argparse
 import sys
-from pathlib import Path
 
-from tools.shared.command import EXITS, exit_code, not_negative, parser
+from tools.shared.command import EXITS, command, not_negative, parser, positive
 from tools.shared.curves import AXES, WHAT, curves_figure
 from tools.shared.figures import check_path, save
 
@@ -64,7 +62,7 @@ def errors(options):
 def scales(options):
     """Learned factors of the shortcuts over the depth; prints them."""
     from tools.shared.behaviour import learned_scales, scale_remarks, scales_figure
-    from tools.shared.trained import load_model
+    from tools.shared.trained import checkpoint_of, load_model
 
     loaded = [load_model(checkpoint_of(path), device="cpu") for path in options.checkpoints]
     models = [(one.name, learned_scales(one.model)) for one in loaded]
@@ -78,29 +76,10 @@ def scales(options):
 def predict(options):
     """The Predictions that the options of a subcommand ask for."""
     from tools.shared.predictions import predict_checkpoint
+    from tools.shared.trained import checkpoint_of
 
-    return predict_checkpoint(
-        checkpoint_of(options.checkpoint),
-        options.data_path,
-        part=options.part,
-        device=options.device,
-        batch_size=options.batch_size,
-        workers=options.workers,
-    )
-
-
-def checkpoint_of(path):
-    """A checkpoint file, or best.pth of a run folder. Raises MissingError."""
-    from tools.shared.runs import read_run
-
-    return read_run(path).checkpoint() if Path(path).is_dir() else Path(path)
-
-
-def positive(text):
-    """argparse type: a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+    chosen = {name: getattr(options, name) for name in ("data_path", "part", "device", "batch_size", "workers")}
+    return predict_checkpoint(checkpoint_of(options.checkpoint), **chosen)
 
 
 def build_parser():
@@ -118,8 +97,7 @@ def build_parser():
     sub = kind(curves)
     sub.add_argument("runs", nargs="+", metavar="FOLDER|NAME=FOLDER,...", help="run folders, or folders of run folders")
     sub.add_argument("--x", choices=AXES, default="epoch", help="horizontal axis (%(default)s)")
-    sub.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT),
-                     help="panels (all)")  # fmt: skip
+    sub.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT), help="panels (all)")
     for function in (confusion, errors):
         sub = kind(function)
         sub.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder (its best.pth)")
@@ -134,17 +112,13 @@ def build_parser():
     return top
 
 
-def run(argv):
+@command
+def main(argv):
     """Draw what the command line asks for and say where it is."""
     options = build_parser().parse_args(argv)
     path = check_path(options.output)
     save(options.function(options), path)
     print(f"picture: {path}")
-
-
-def main(argv=None):
-    """The command; returns the exit code."""
-    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

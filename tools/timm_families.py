@@ -60,16 +60,7 @@ def table(families):
     return [*lines, listing(unsupported, most=len(unsupported)) or "none"]
 
 
-def main(argv=None):
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
-    print(
-        "\n".join(
-            table(parser.parse_args(argv).families or [family for family in timm.list_modules() if timm_names(family)])
-        )
-    )
-
-
 if __name__ == "__main__":
-    main()
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
+    print("\n".join(table(command.parse_args().families or list(filter(timm_names, timm.list_modules())))))

@@ -5,18 +5,24 @@ import shlex
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 import config as configuration
-from tools.check.checks import CHECKS
-from tools.check.finding import FAILED, WARNING, failed, warning
-from tools.check.subject import Subject
-from tools.shared.command import exit_code, parser
+from tools.check.cost import check_cost
+from tools.check.data import check_classes, check_data, check_images, check_overlap
+from tools.check.keys import check_keys
+from tools.check.model import check_by_heart, check_first_loss, check_gradients, check_model
+from tools.check.recipe import check_examples, check_schedule
+from tools.check.resume import check_resume
+from tools.check.subject import FAILED, OK, WARNING, Subject, failed, warning
+from tools.shared.command import command, parser
 from utils import cli
 from utils.errors import ConfigError, RunError, listing, nearest
-from utils.run_folder import storage_errors
+from utils.files import storage_errors
 
 DESCRIPTION = """\
 Check an experiment before it is started: its data, its configuration, its model and the machine, in about a minute.
@@ -40,39 +46,53 @@ missing, 69 device not there, 74 the report could not be written. Errors are one
 SECONDS = 50.0
 
 
-def run(argv):
-    """Parse, check, report; returns the exit code."""
-    arguments = parse(argv)
-    started = time.perf_counter()
-    config, origins = configuration.load_config(arguments.cfg, arguments.opts, cli.flag_overrides(arguments))
-    configuration.check(config, origins)
-    if config.DETERMINISTIC:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as main.py
-    folder = Path(arguments.folder or f"check/{config.MODEL.NAME}")
-    subject = Subject(config, origins, folder, arguments.processes, arguments.seconds)
-    report = Report(shlex.join(["python", "-m", "tools.check", *argv]))
-    for name in arguments.only or CHECKS:
-        report.add(name, findings_of(name, subject, report.levels))
-    report.end(folder, time.perf_counter() - started)
-    return int(FAILED in report.levels.values() or (arguments.strict and WARNING in report.levels.values()))
+class Check(NamedTuple):
+    """`run(subject)` gives Findings. `needs`: checks that must not have failed, since this one builds on them.
+    `images`: how many it puts through training steps, to tell whether there is time; 0 where it looks at the clock."""
+
+    run: Callable
+    about: str
+    needs: tuple = ()
+    images: int = 0
+
+
+BOTH = ("data", "model")
+
+CHECKS = {  # a new check is a function in a file of this folder and a row here
+    "data": Check(check_data, "the dataset is found, its images can be read"),
+    "classes": Check(check_classes, "images per class in every part", ("data",)),
+    "overlap": Check(check_overlap, "the same image in training and validation, or twice", ("data",)),
+    "images": Check(check_images, "a sample: readable, sizes, mean and deviation", ("data",)),
+    "model": Check(check_model, "image, patch and window fit; tokens, parameters", ("data",)),
+    "schedule": Check(check_schedule, "the learning rate in effect, as a plot in text", ("data",)),
+    "examples": Check(check_examples, "augmented and mixed images as a picture", ("data",)),
+    "first loss": Check(check_first_loss, "near ln(classes) before training", BOTH, images=6),
+    "gradients": Check(check_gradients, "parameters that none reaches", BOTH, images=6),
+    "keys": Check(check_keys, "configuration keys without effect", BOTH),
+    "resume": Check(check_resume, "a stopped and continued run equals an uninterrupted one", BOTH, images=16),
+    "cost": Check(check_cost, "hours and memory from measured steps", BOTH, images=8),
+    "by heart": Check(check_by_heart, "one batch learnt to near-zero loss, in the time that is left", BOTH, images=16),
+}
 
 
 def parse(argv):
     """Namespace of the command line. Raises ConfigError."""
+    # fmt: off
     about = "\n".join(f"  {name:<11} {check.about}" for name, check in CHECKS.items())
-    command = parser("check", DESCRIPTION, EPILOG.format(checks=about))
-    group = command.add_argument_group("what to check")
+    top = parser("check", DESCRIPTION, EPILOG.format(checks=about))
+    group = top.add_argument_group("what to check")
     cli.add_configuration(group)
     group.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="these checks instead of all")
     group.add_argument("--processes", type=int, default=1, metavar="N", help="processes that the run will have")
     group.add_argument("--seconds", type=float, default=SECONDS, metavar="S",
-                       help=f"time for all checks together, roughly (default {SECONDS:g})")  # fmt: skip
+                       help=f"time for all checks together, roughly (default {SECONDS:g})")
     group.add_argument("--strict", action="store_true", help="warnings count as failures")
     group.add_argument("--output", dest="folder", metavar="DIR",
-                       help="where picture and report go (default check/NAME of the configuration)")  # fmt: skip
+                       help="where picture and report go (default check/NAME of the configuration)")
     group.add_argument("--tag", metavar="NAME", help="for the sake of a copied command; a check has no run folder")
-    cli.add_settings(command)
-    arguments = command.parse_args(argv)
+    cli.add_settings(top)
+    # fmt: on
+    arguments = top.parse_args(argv)
     if not arguments.cfg:
         raise ConfigError("--cfg: missing; name a file such as configs/demo/digits_shortcut.yaml (see --help)")
     if arguments.processes < 1 or not arguments.seconds > 0:
@@ -85,15 +105,16 @@ def parse(argv):
 
 def findings_of(name, subject, levels):
     """Findings of one check; its errors are findings too, so that the others still have their turn."""
-    blocking = [needed for needed in CHECKS[name].needs if levels.get(needed) == FAILED]
+    check = CHECKS[name]
+    blocking = [needed for needed in check.needs if levels.get(needed) == FAILED]
     if blocking:
         return [failed(f"not done, since {blocking[0]} failed")]
     try:
-        if CHECKS[name].images and not subject.affords(CHECKS[name].images):
-            needed = CHECKS[name].images * subject.image_seconds
+        if check.images and not subject.affords(check.images):
+            needed = check.images * subject.image_seconds
             text = f"not tried: it takes about {needed:.0f} s here, {subject.seconds_left:.0f} s are left"
             return [warning(text, f"--seconds {subject.seconds + needed:.0f}")]
-        return CHECKS[name].run(subject)
+        return check.run(subject)
     except RunError as error:
         return [failed(str(error))]
     except Exception as error:  # of a user's own model or dataset: say where, and go on
@@ -108,40 +129,41 @@ def place_of(error):
     return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
-class Report:
-    """Prints findings as they come and keeps the lines; `levels`: the worst level of each check."""
+@command
+def main(argv):
+    """Parse, check, report; returns the exit code."""
+    arguments = parse(argv)
+    started = time.perf_counter()
+    config, origins = configuration.load_config(arguments.cfg, arguments.opts, cli.flag_overrides(arguments))
+    configuration.check(config, origins)
+    if config.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as main.py
+    folder = Path(arguments.folder or f"check/{config.MODEL.NAME}")
+    subject = Subject(config, origins, folder, arguments.processes, arguments.seconds)
+    lines = [shlex.join(["python", "-m", "tools.check", *argv])]
+    lines += [f"PyTorch {torch.__version__}, Python {sys.version.split()[0]}", ""]
 
-    def __init__(self, command):
-        self.levels = {}
-        self.lines = [command, f"PyTorch {torch.__version__}, Python {sys.version.split()[0]}", ""]
+    def say(line):
+        print(line, flush=True)
+        lines.append(line)
 
-    def add(self, name, findings):
-        """The findings of one check."""
+    levels = {}  # the worst of each check
+    for name in arguments.only or CHECKS:
+        findings = findings_of(name, subject, levels)
         found = [finding.level for finding in findings]
-        self.levels[name] = FAILED if FAILED in found else WARNING if WARNING in found else "ok"
+        levels[name] = FAILED if FAILED in found else WARNING if WARNING in found else OK
         for finding in findings:
             for line in finding.lines(name):
-                self.say(line)
-
-    def say(self, line):
-        """One line, at once."""
-        print(line, flush=True)
-        self.lines.append(line)
-
-    def end(self, folder, seconds):
-        """The sum of it all; report.txt."""
-        counts = [list(self.levels.values()).count(level) for level in (FAILED, WARNING)]
-        self.say(f"{len(self.levels)} checks in {seconds:.0f} s: {counts[0]} failed, {counts[1]} with warnings")
-        path = folder / "report.txt"
-        with storage_errors(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(self.lines) + "\n")
-        print(f"report: {path}")
-
-
-def main(argv=None):
-    """Entry point; returns the exit code."""
-    return exit_code(run, argv)
+                say(line)
+    counts = {level: list(levels.values()).count(level) for level in (FAILED, WARNING)}
+    seconds = time.perf_counter() - started
+    say(f"{len(levels)} checks in {seconds:.0f} s: {counts[FAILED]} failed, {counts[WARNING]} with warnings")
+    path = folder / "report.txt"
+    with storage_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+    print(f"report: {path}")
+    return int(counts[FAILED] > 0 or (arguments.strict and counts[WARNING] > 0))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,14 @@
 
 import os
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from data.build import worker_count
 from logger import duration
-from tools.check.finding import failed, ok, warning
-from tools.check.steps import Steps
-from tools.check.subject import spread
+from tools.check.subject import TrialSteps, failed, ok, spread, warning
 
 DAY = 24 * 3600
 LONG = 7 * DAY  # seconds above which it is worth a word
@@ -23,8 +21,7 @@ FORWARD_SHARE = 1 / 3  # of a training step's computation that the evaluation of
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """Seconds and bytes of a step: what it takes whatever its batch, and what each image of the full size adds."""
 
     fixed_seconds: float
@@ -41,22 +38,20 @@ def check_cost(subject):
 
 def measure(subject):
     """Steps on 2, 4, 8, ... images, up to the configured batch or until one takes too long; the last two count."""
-    steps, device, trial = Steps(subject, {}), subject.world.device, subject.trial
-    saved = SavedBytes(steps.state.model)
-    with saved:
-        steps.make()  # the first one also warms up
+    steps, device, trial = TrialSteps(subject, {}), subject.world.device, subject.trial
+    with SavedBytes(steps.state.model) as saved:
+        steps.advance()  # the first one also warms up
     images, seconds, peaks = [], [], []
     while not images or (images[-1] < subject.config.DATA.BATCH_SIZE and seconds[-1] < STEP_SHARE * subject.seconds):
         images.append(steps.batch * 2 ** len(images))
-        seconds.append(steps.seconds(images[-1] // steps.batch))
+        seconds.append(steps.seconds_of(images[-1] // steps.batch))
         peaks.append(peak_bytes(device))
     fixed_seconds, image_seconds = line(images, seconds)
     if device.type == "cuda":
         fixed_bytes, image_bytes = line(images, peaks)
     else:
         fixed_bytes, image_bytes = state_bytes(steps.state), saved.bytes / steps.batch
-    scale = trial.full_macs / trial.macs
-    return Measured(fixed_seconds, image_seconds * scale, fixed_bytes, image_bytes * trial.full_pixels / trial.pixels)
+    return Measured(fixed_seconds, image_seconds * trial.work, fixed_bytes, image_bytes * trial.pixels)
 
 
 def line(images, values):
@@ -93,6 +88,10 @@ class SavedBytes(saved_tensors_hooks):
 
         super().__init__(pack, lambda tensor: tensor)
 
+    def __enter__(self):
+        super().__enter__()
+        return self
+
     @property
     def bytes(self):
         """Of all storages, each once."""
@@ -105,7 +104,7 @@ def state_bytes(state):
     tensors += [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
     tensors += [v for kept in state.optimizer.state.values() for v in kept.values() if isinstance(v, torch.Tensor)]
     tensors += state.ema.module.state_dict().values() if state.ema else []
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def time_finding(subject, measured):
@@ -125,42 +124,30 @@ def time_finding(subject, measured):
         f"{1000 * measured.image_seconds:.3g} ms an image, {1000 * measured.fixed_seconds:.3g} ms more a batch; "
         f"{1000 * prepare:.3g} ms to prepare an image, in each of {workers} workers"
     )
+    advice = f"that is {total / DAY:.0f} days here" if total > LONG else ""
     if workers and loading > compute:
-        return warning(text, "the loaders are the bottleneck: more DATA.NUM_WORKERS, or lighter augmentation", [row])
-    if total > LONG:
-        return warning(text, f"that is {total / DAY:.0f} days here", [row])
-    return ok(text, [row])
+        advice = "the loaders are the bottleneck: more DATA.NUM_WORKERS, or lighter augmentation"
+    return (warning if advice else ok)(text, advice, [row])
 
 
 def seconds_to_prepare(subject):
     """Seconds to read and augment one training image in one process."""
-    samples, deadline = subject.train_samples(subject.config), subject.deadline(SHARE)
-    done, start = 0, time.perf_counter()
-    for index in spread(len(samples), IMAGES):
-        samples[0, index]
-        done += 1
-        if deadline.over:
-            break
-    return (time.perf_counter() - start) / done
+    samples, start = subject.train_samples(subject.config), time.perf_counter()
+    done = [samples[0, index] for index in subject.until(SHARE, spread(len(samples), IMAGES))]
+    return (time.perf_counter() - start) / len(done)
 
 
 def memory_finding(subject, measured):
     """Peak memory of one process at the configured batch against what the device has."""
-    batch = subject.config.DATA.BATCH_SIZE
+    batch, device = subject.config.DATA.BATCH_SIZE, subject.world.device
     needed = measured.fixed_bytes + batch * measured.image_bytes
-    device = subject.world.device
-    whole = memory_of(device)
+    if device.type == "cuda":
+        whole, how, say = torch.cuda.mem_get_info(device)[1], "measured", failed
+    else:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        how, say = "counted: weights, gradients, optimizer; kept activations", warning
     text = f"about {needed / GIB:.3g} GiB a process for a batch of {batch}; {device} has {whole / GIB:.3g} GiB"
-    how = "measured" if device.type == "cuda" else "counted: weights, gradients, optimizer; kept activations"
     row = f"{measured.fixed_bytes / 2**20:.3g} MiB + {batch} x {measured.image_bytes / 2**20:.3g} MiB ({how})"
     if needed <= NEARLY_ALL * whole:
-        return ok(text, [row])
-    advice = "a smaller DATA.BATCH_SIZE with TRAIN.ACCUMULATION_STEPS, or TRAIN.USE_CHECKPOINT"
-    return (failed if device.type == "cuda" else warning)(text, advice, [row])
-
-
-def memory_of(device):
-    """Bytes of memory in all."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return ok(text, rows=[row])
+    return say(text, "a smaller DATA.BATCH_SIZE with TRAIN.ACCUMULATION_STEPS, or TRAIN.USE_CHECKPOINT", [row])

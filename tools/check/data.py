@@ -1,13 +1,25 @@
-"""The dataset: can it be read, are the classes sound, are images in training and validation the same?"""
+"""The checks of the data: is it found, are its classes sound, is an image there twice, do its pixels fit the recipe?"""
+
+import hashlib
+from itertools import combinations
 
 import numpy as np
+import torch
 
-from tools.check.finding import failed, ok, warning
-from tools.check.subject import stack
-from utils.errors import listing
+from data.base import ArrayImages, Subset
+from data.folders import FolderImages
+from data.images import read_file
+from data.zip_folder import ZipImages
+from tools.check.subject import failed, ok, spread, stack, warning
+from utils.errors import DataError, MissingError, listing
 
 IMBALANCE = 10  # images of the largest class for one of the smallest, above which it is worth a word
 FEW = 100  # validation images below which an accuracy says little
+OVERLAP_SHARE = 0.15  # of the time, for comparing images
+MOST_SHARED = 0.01  # of the compared validation images that may be in the training set too
+PIXELS_SHARE = 0.05  # of the time, for looking at pixels, for each part
+MOST = 500  # images of each part that are looked at
+SHIFT, RATIO = 0.5, 2.0  # normalised pixels may have their mean so far from 0, their deviation so far from 1
 
 
 def check_data(subject):
@@ -25,16 +37,16 @@ def check_data(subject):
 
 def check_classes(subject):
     """Images per class, in every part."""
-    findings = []
+    names, findings = subject.info.class_names, []
     for part, images in subject.parts.items():
-        counts = np.bincount(images.labels, minlength=subject.info.num_classes)
-        findings += part_findings(part, counts, subject.info.class_names)
-    counts = np.bincount(subject.parts["train"].labels, minlength=subject.info.num_classes)
-    names = listing(subject.info.class_names, 5)
-    return findings or [ok(f"the same {len(counts)} in every part, {spelled_range(counts)} to train: {names}")]
+        findings += _class_findings(part, np.bincount(images.labels, minlength=len(names)), names)
+    counts = np.bincount(subject.parts["train"].labels, minlength=len(names))
+    few, many = f"{counts.min():,}", f"{counts.max():,}"
+    each = few if few == many else f"{few} to {many}"
+    return findings or [ok(f"the same {len(names)} in every part, {each} images each to train: {listing(names, 5)}")]
 
 
-def part_findings(part, counts, names):
+def _class_findings(part, counts, names):
     """What is wrong with the images per class of one part."""
     empty = [names[label] for label in np.flatnonzero(counts == 0)]
     if empty:
@@ -52,7 +64,114 @@ def part_findings(part, counts, names):
     return findings
 
 
-def spelled_range(counts):
-    """`500 images each` or `400 to 500 images each`."""
-    few, many = counts.min(), counts.max()
-    return f"{many:,} images each" if few == many else f"{few:,} to {many:,} images each"
+def check_overlap(subject):
+    """Compare content hashes; on large sets of as many images as the time allows, chosen at random."""
+    parts, hashes = subject.parts, {}
+    for name, images in parts.items():
+        order = np.random.RandomState(0).permutation(len(images)).tolist()
+        looked_at = subject.until(OVERLAP_SHARE / len(parts), order)
+        hashes[name] = {i: hashlib.blake2b(content(images, i), digest_size=16).digest() for i in looked_at}
+    findings = [finding for pair in combinations(parts, 2) for finding in _shared(parts, hashes, *pair)]
+    findings += _repeated(parts["train"], hashes["train"])
+    looked = "compared " + ", ".join(f"{len(hashes[part]):,} of {len(parts[part]):,} in {part}" for part in parts)
+    return findings or [ok(f"no image twice; {looked}")]
+
+
+def content(images, index):
+    """The bytes that stand for an image: those of its file where there is one, else of its pixels."""
+    match images:
+        case Subset():
+            return content(images.dataset, int(images.indices[index]))
+        case FolderImages():
+            return read_file(images.name(index), images.name(index))
+        case ZipImages():
+            return images.content(index)
+        case ArrayImages():
+            return images.pixels[index].tobytes()
+    return images.load(index).tobytes()
+
+
+def _shared(parts, hashes, first, second):
+    """Findings about images that are in both parts."""
+    there = {value: index for index, value in hashes[first].items()}
+    both = [(there[value], index) for index, value in hashes[second].items() if value in there]
+    if not both:
+        return []
+    example = f"{parts[second].name(both[0][1])} is {parts[first].name(both[0][0])}"
+    text = f"{_percent(both, hashes[second])} of {second} are in {first} too: {example}"
+    say = failed if len(both) > MOST_SHARED * len(hashes[second]) else warning
+    return [say(text, f"remove them from {first}")]
+
+
+def _repeated(images, hashes):
+    """Findings about images that are in the training set more than once."""
+    first, copies = {}, []
+    for index, value in sorted(hashes.items()):
+        if first.setdefault(value, index) != index:
+            copies.append((first[value], index))
+    contradictions = [pair for pair in copies if images.labels[pair[0]] != images.labels[pair[1]]]
+    findings = []
+    if copies:
+        original, copy = map(images.name, copies[0])
+        findings.append(warning(f"{_percent(copies, hashes)} of train are copies: {copy} is {original}", "remove them"))
+    if contradictions:
+        original, copy = map(images.name, contradictions[0])
+        text = f"{len(contradictions)} copies in train have another label than the original: {original} and {copy}"
+        findings.append(failed(text, "decide for one label"))
+    return findings
+
+
+def _percent(part, whole):
+    """`3 of 200 (1.5 %)`."""
+    return f"{len(part):,} of {len(whole):,} ({100 * len(part) / len(whole):.3g} %)"
+
+
+def check_images(subject):
+    """Read images of every part; compare their mean and deviation with those that normalise them."""
+    findings, loaded = [], {}
+    for part, images in subject.parts.items():
+        loaded[part], broken = [], []
+        order = np.random.RandomState(0).permutation(spread(len(images), MOST)).tolist()
+        for index in subject.until(PIXELS_SHARE, order):
+            try:
+                loaded[part].append(np.asarray(images.load(index)))  # uint8 (H, W, 3)
+            except (DataError, MissingError) as error:
+                broken.append(error)
+        findings += _broken_findings(part, broken, subject.config.DATA.BAD_IMAGES)
+    pixels = loaded["train"]
+    flat = sum(int(image.max()) == int(image.min()) for image in pixels)
+    if flat:
+        findings.append(warning(f"{flat} of {len(pixels)} training images have one colour all over", "look at them"))
+    if not pixels:
+        return findings
+    findings += _normalisation(subject, pixels)
+    looked = " and ".join(f"{len(found)} of {part}" for part, found in loaded.items())
+    grey = sum(bool((image == image[..., :1]).all()) for image in pixels)
+    sizes = sorted({image.shape[:2] for image in pixels}, key=lambda size: size[0] * size[1])
+    smallest, largest, wanted = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1], subject.img_size))
+    text = smallest if len(sizes) == 1 else f"{smallest} to {largest}"
+    text += f" pixels for an input of {wanted}" + (f", {grey} of {len(pixels)} grey" if grey else "")
+    return findings or [ok(f"{text}; read {looked}")]
+
+
+def _broken_findings(part, broken, policy):
+    """Unreadable images end a run, unless they are training images that are to be skipped."""
+    if not broken:
+        return []
+    text = f"{part}: {len(broken)} of the images looked at cannot be read, first {broken[0]}"
+    if part == "train" and policy == "skip":
+        return [warning(text, "DATA.BAD_IMAGES is skip, so others take their places")]
+    return [failed(text, "remove them" + (", or DATA.BAD_IMAGES skip" if part == "train" else ""))]
+
+
+def _normalisation(subject, pixels):
+    """Findings if mean and standard deviation in use are far from those of the sample."""
+    values = torch.cat([torch.from_numpy(image.copy()).flatten(0, 1) for image in pixels]).double() / 255
+    mean, std = values.mean(0), values.std(0)
+    used = [torch.tensor(numbers, dtype=torch.float64) for numbers in (subject.info.mean, subject.info.std)]
+    shift, ratio = ((mean - used[0]) / used[1]).abs().max(), std / used[1]
+    if shift <= SHIFT and ratio.min() >= 1 / RATIO and ratio.max() <= RATIO:
+        return []
+    mean, std, *used = ("[" + ", ".join(f"{v:.3f}" for v in numbers.tolist()) + "]" for numbers in (mean, std, *used))
+    text = f"pixels have mean {mean}, std {std}, but are normalised with mean {used[0]}, std {used[1]}"
+    return [warning(text, f"DATA.MEAN '{mean}' DATA.STD '{std}'")]

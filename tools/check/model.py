@@ -1,48 +1,172 @@
-"""The model at the configured image size: do image, patch and window fit, and is the grid sensible?"""
+"""The checks of the model: does it fit the images, is its first loss fair, is all of it trained, can it learn?"""
+
+import math
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
 
 from models.pretrained import load_pretrained
-from tools.check.finding import ok, warning
+from models.shortcut import DWShortcut
+from tools.check.subject import TrialSteps, failed, ok, spread, stack, warning
+from utils.errors import listing
 from utils.flops import count_macs
 
 FEWEST = 16  # tokens in the first level below which there is little for attention to do
+WITHOUT_DROPOUT = {"MODEL.DROP_RATE": 0.0, "MODEL.DROP_PATH_RATE": 0.0, "AMP.ENABLE": False}
+
+GUESSES = 16  # images of the first loss
+USUAL, MOST = 0.5, 1.5  # how far the first loss may be from ln(classes): usual in the families here; too far
+
+BATCHES = 3  # the first one makes a step, so that values that start at zero have moved; the others are looked at
+CLASS_TOKEN = (
+    "expected: class tokens get nothing from them, so behind the last look at the patches they cannot reach the output "
+    "of a model that classifies by its class token; kept, because they count in the published parameters"
+)
+
+BATCH = 8  # images to be learnt by heart, of different classes as far as there are so many
+SHARE = 0.4  # of the time
+NEAR_ZERO = 0.05  # of ln(classes): the loss below which the batch counts as learnt
+LEARNING_RATE, CLIP = 1e-3, 1.0  # of AdamW without weight decay, constant: measured, see docs/check.md
+STEPS, ENOUGH = 200, 25  # most steps, and those after which a loss that has not fallen is a failure
+FALLEN = 0.7  # of the first loss
 
 
 def check_model(subject):
     """Build it (a ConfigError says what does not fit and the nearest sizes that do) and count."""
-    model = subject.hollow_model
-    macs = count_macs(model, subject.img_size)["total"]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    height, width = subject.img_size
-    findings = [ok(f"{subject.config.MODEL.TYPE}, {parameters / 1e6:.2f} M parameters, {macs / 1e6:,.1f} M multiply-"
-                   f"accumulates an image of {height}x{width}{grid_text(model, subject.img_size)}")]  # fmt: skip
-    tokens = [rows * columns for rows, columns in grids(model, subject.img_size)]
-    if tokens and tokens[0] < FEWEST:
+    model, (height, width) = subject.hollow_model(subject.config), subject.img_size
+    reductions = [level["reduction"] for level in getattr(model, "feature_info", [])]
+    grids = [(height // reduction, width // reduction) for reduction in reductions]
+    shown = ", ".join(dict.fromkeys(f"{rows}x{columns}" for rows, columns in grids))
+    shown = f", {shown} tokens" if shown else ""
+    if grids and math.prod(grids[0]) < FEWEST:
         patch = max(1, min(height, width) // 8)
         advice = f"a smaller MODEL.ARGS.PATCH_SIZE (at most {patch} gives 8x8) or a larger DATA.IMG_SIZE"
-        findings = [warning(f"only {tokens[0]} tokens{grid_text(model, subject.img_size)}", advice)]
-    if subject.config.MODEL.PRETRAINED:
-        findings += pretrained(subject)
+        findings = [warning(f"only {math.prod(grids[0])} tokens{shown}", advice)]
+    else:
+        macs = count_macs(model, subject.img_size)["total"]
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        findings = [ok(f"{subject.config.MODEL.TYPE}, {parameters / 1e6:.2f} M parameters, {macs / 1e6:,.1f} M "
+                       f"multiply-accumulates an image of {height}x{width}{shown}")]  # fmt: skip
+    weights = subject.config.MODEL.PRETRAINED
+    if weights:  # as a run loads them, with its errors
+        said = []
+        load_pretrained(subject.new_model(subject.config), weights, log=said.append)
+        findings.append(ok(f"{weights} fits{': ' if said else ''}{'; '.join(said)}"))
     return findings
 
 
-def pretrained(subject):
-    """Load MODEL.PRETRAINED as a run would (its errors are a run's)."""
-    said = []
-    load_pretrained(subject.new_model(subject.config), subject.config.MODEL.PRETRAINED, log=said.append)
-    return [ok(f"{subject.config.MODEL.PRETRAINED} fits{': ' if said else ''}{'; '.join(said)}")]
+def check_first_loss(subject):
+    """Cross-entropy of the untrained model on images as they are, in training mode but without dropout."""
+    indices = spread(len(subject.parts["train"]), GUESSES)
+    model, images, labels = _plain(subject, indices)
+    with torch.no_grad():
+        loss = cross_entropy(model(images), labels).item()
+    fair = math.log(subject.info.num_classes)
+    text = f"{loss:.3f} on {len(indices)} images, a fair guess has ln({subject.info.num_classes}) = {fair:.3f}"
+    if not math.isfinite(loss) or abs(loss - fair) > MOST:
+        advice = f"more than {MOST} away: look at the initial weights, the pixels' range and the labels"
+        return [failed(text, advice)]
+    if abs(loss - fair) > USUAL:
+        return [warning(text, f"more than {USUAL} away, the logits start large: look at the initial weights")]
+    return [ok(f"{text} (within {USUAL}){subject.trial.remark}")]
 
 
-def grids(model, size):
-    """(rows, columns) of tokens of each level that differs from the one before."""
-    found = []
-    for level in getattr(model, "feature_info", []):
-        grid = tuple(side // level["reduction"] for side in size)
-        if not found or grid != found[-1]:
-            found.append(grid)
-    return found
+def _plain(subject, indices):
+    """(model without dropout, images and labels of the training set as for evaluation), at the trial's size."""
+    config = subject.at_trial_size(WITHOUT_DROPOUT)
+    batch = stack(subject.plain_samples(config), indices)
+    return subject.new_model(config), *(tensor.to(subject.world.device) for tensor in batch)
 
 
-def grid_text(model, size):
-    """`, 14x14 tokens` or `, 8x8, 4x4, 2x2 tokens`."""
-    found = ", ".join(f"{rows}x{columns}" for rows, columns in grids(model, size))
-    return f", {found} tokens" if found else ""
+def check_gradients(subject):
+    """Steps in float32 with the run's recipe, without dropout; then the largest gradient of every parameter."""
+    steps = TrialSteps(subject, WITHOUT_DROPOUT)
+    model = steps.state.model
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    largest = largest_gradients(steps)
+    if largest is None:
+        return [failed("loss or gradients are not finite in the first steps", "a smaller TRAIN.BASE_LR? bad images?")]
+    dead = [name for name, size in largest.items() if size == 0]
+    expected = behind_the_class_token(steps, dead)
+    unexpected = [name for name in dead if name not in expected]
+    findings = []
+    if frozen:
+        advice = "set requires_grad, if they are to learn"
+        findings.append(failed(f"{len(frozen)} tensors are frozen: {listing(frozen, 4)}", advice))
+    if unexpected:
+        advice = "they are not trained: use them in the forward pass, or remove them"
+        findings.append(failed(f"none reaches {len(unexpected)} tensors: {listing(unexpected, 4)}", advice))
+    if expected and not living_shortcuts(model, dead):
+        advice = "no shortcut has any effect: more of them (MODEL.SHORTCUT.SPAN), or MODEL.ARGS.POOL mean"
+        findings.append(failed(f"none reaches any shortcut: {listing(expected, 4)}", advice))
+    elif expected:
+        findings.append(warning(f"none reaches {len(expected)} tensors: {listing(expected, 4)}", CLASS_TOKEN))
+    looked = f"{BATCHES - 1} batches of {steps.batch} images after one step{subject.trial.remark}"
+    return findings or [ok(f"every one of {len(largest)} tensors gets one, in {looked}")]
+
+
+def largest_gradients(steps):
+    """{name: largest absolute gradient over the batches} of the trainable parameters; None if a step is not finite."""
+    parameters = {name: p for name, p in steps.state.model.named_parameters() if p.requires_grad}
+    largest = dict.fromkeys(parameters, 0.0)
+    for number in range(BATCHES):
+        if not steps.advance():
+            return None
+        for name, parameter in parameters.items():
+            if number and parameter.grad is not None:
+                largest[name] = max(largest[name], parameter.grad.abs().max().item())
+    return largest
+
+
+def behind_the_class_token(steps, dead):
+    """Those of the dead parameters that get a gradient as soon as the model averages over all tokens instead."""
+    model = steps.state.model
+    if not dead or getattr(model, "global_pool", "") != "token":
+        return []
+    model.global_pool = "avg"  # as timm's models call it, and ours
+    steps.advance()
+    model.global_pool = "token"
+    parameters = dict(model.named_parameters())
+    return [name for name in dead if parameters[name].grad is not None and parameters[name].grad.any()]
+
+
+def living_shortcuts(model, dead):
+    """Whether a parameter of a shortcut gets a gradient, or there are no shortcuts with parameters."""
+    prefixes = tuple(name + "." for name, module in model.named_modules() if isinstance(module, DWShortcut))
+    names = [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
+    return not names or any(name not in dead for name in names)
+
+
+def check_by_heart(subject):
+    """Train on one batch alone, without augmentation, mixing, dropout, smoothing and decay, until its loss is gone."""
+    model, images, labels = _plain(subject, one_of_each(subject.parts["train"].labels, BATCH))
+    target = NEAR_ZERO * math.log(subject.info.num_classes)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0), []
+    for _ in subject.until(SHARE, range(STEPS + 1)):  # the last one only to measure
+        loss = cross_entropy(model(images), labels)
+        losses.append(loss.item())
+        if losses[-1] <= target or not math.isfinite(losses[-1]):
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+    text = f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses) - 1} steps on {len(labels)} images"
+    text += f" of {len(set(labels.tolist()))} classes{subject.trial.remark}"
+    if losses[-1] <= target:
+        return [ok(f"{text} (wanted: {target:.3f}, {NEAR_ZERO:.0%} of ln(classes))")]
+    if min(losses) <= FALLEN * losses[0]:
+        return [warning(f"{text}, on its way to {target:.3f} when the time was up", "--seconds gives more")]
+    if len(losses) > ENOUGH:
+        return [failed(text, "it does not learn even these: look at gradients, labels and the forward pass")]
+    return [warning(f"{text}: too few steps to tell on this device", "--seconds gives more, --device another")]
+
+
+def one_of_each(labels, count):
+    """`count` indices, from as many classes as possible, spread over the classes."""
+    order = np.argsort(labels, kind="stable")
+    rank = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])  # place of an image in its class
+    by_turns = order[np.lexsort((labels[order], rank))]  # the first of every class, then the second of every class
+    pool = by_turns[: max(count, len(np.unique(labels)))]
+    return [int(pool[place]) for place in spread(len(pool), count)]

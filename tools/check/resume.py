@@ -1,13 +1,28 @@
-"""Does a run that was stopped continue as if it had not been?"""
+"""A whole small run rehearsed in a temporary folder: uninterrupted, and stopped by a signal and continued.
 
+The real thing but for the data (noise), the number of steps and the size of the images. It shows whether a stopped run
+continues as if it had not been, and which keys of the configuration a run asks for.
+"""
+
+import functools
 import math
+import tempfile
 
 import torch
+from yacs.config import CfgNode
 
-from tools.check.finding import failed, ok, warning
-from tools.check.rehearsal import BATCH, STEPS, STOP
-from utils.errors import listing
+from engine import train_one_epoch
+from logger import Logger
+from tools.check.subject import failed, ok, warning
+from tools.shared.steps import changed
+from utils import checkpoint, run, training_state
+from utils.errors import Interrupted, listing
+from utils.run_folder import RunFolder
+from utils.signals import STOP_SIGNALS
 
+STEPS, STOP = 4, 2  # optimizer steps in all, and after how many the one run is stopped
+BATCH = 2
+SIGNAL = "SIGUSR1"
 PARTS = ("model", "ema", "optimizer", "scaler")
 COPIES = 3  # of the weights in a checkpoint: themselves and two averages of the optimizer
 RATE = 20 * 2**20  # bytes of a checkpoint for each second that all checks have
@@ -15,12 +30,12 @@ RATE = 20 * 2**20  # bytes of a checkpoint for each second that all checks have
 
 def check_resume(subject):
     """Compare weights, averages and optimizer of the stopped and continued run with the uninterrupted one, by bits."""
-    weights = sum(parameter.numel() for parameter in subject.hollow_model.parameters())
+    weights = sum(parameter.numel() for parameter in subject.hollow_model(subject.config).parameters())
     size = COPIES * 4 * weights
     if size > RATE * subject.seconds:
         text = f"not tried, a checkpoint of {weights / 1e6:.0f} M parameters has about {size / 2**30:.1f} GiB"
         return [warning(text, f"--seconds {math.ceil(size / RATE)} gives the time")]
-    (straight, _), (resumed, size) = subject.rehearsal.straight, subject.rehearsal.resumed
+    (straight, _), (resumed, size) = straight_run(subject), interrupted_run(subject)
     different = [place for part in PARTS for place in differences(straight[part], resumed[part], part)]
     same_place = straight["progress"]["step"] == resumed["progress"]["step"] == STEPS
     run = f"{STOP} steps, stopped, {STEPS - STOP} more, against {STEPS} at once, batches of {BATCH} noise images"
@@ -45,8 +60,7 @@ def leaves(tree):
 
 def differences(first, second, name):
     """Places where two nested structures are not bit for bit the same."""
-    there = dict(leaves(second))
-    here = dict(leaves(first))
+    here, there = dict(leaves(first)), dict(leaves(second))
     if here.keys() != there.keys():
         return [f"{name} (other entries)"]
     return [name + place for place, value in here.items() if not same(value, there[place])]
@@ -57,3 +71,111 @@ def same(first, second):
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     return first == second
+
+
+@functools.lru_cache(maxsize=1)  # two checks look at it
+def straight_run(subject):
+    """(what a checkpoint of the uninterrupted run would hold after STEPS steps, the keys that it asked for)."""
+    with tempfile.TemporaryDirectory(prefix="check-") as folder:
+        recording = Recording(shortened(subject, folder))
+        return run_until(recording, subject.world), recording.read
+
+
+def interrupted_run(subject):
+    """(the same of the run that was stopped after STOP steps, bytes of the checkpoint it continued from)."""
+    with tempfile.TemporaryDirectory(prefix="check-") as folder:
+        config = shortened(subject, folder)
+        run_until(config, subject.world, STOP)
+        size = (RunFolder.of(config).checkpoints / checkpoint.LAST).stat().st_size
+        return run_until(config, subject.world), size
+
+
+def shortened(subject, folder):
+    """The configuration with noise for data, a few small batches and a folder of its own; the recipe stays."""
+    accumulation = min(2, subject.config.TRAIN.ACCUMULATION_STEPS)
+    images = BATCH * accumulation * STEPS
+    return changed(
+        subject.config,
+        {
+            "OUTPUT": folder,
+            "COMPILE": False,
+            "TENSORBOARD": False,
+            "PRINT_FREQ": 10**9,
+            "SAVE.STEPS": 0,
+            "SAVE.MINUTES": 0.0,
+            "MODEL.NUM_CLASSES": 0,
+            "MODEL.PRETRAINED": "",
+            "MODEL.RESUME": "",
+            "DATA.DATASET": f"fake:train={images},val=2,classes=2",
+            "DATA.IMG_SIZE": list(subject.trial.size),
+            "DATA.BATCH_SIZE": BATCH,
+            "DATA.NUM_WORKERS": 0,
+            "DATA.PIXEL_CACHE": f"{folder}/pixels",
+            "DATA.VAL_SPLIT": 0.0,
+            "DATA.ZIP_MODE": False,
+            "TRAIN.ACCUMULATION_STEPS": accumulation,
+            "TRAIN.WARMUP_EPOCHS": 0.0,  # the first rates may be too small to change a weight
+            "TRAIN.AUTO_RESUME": True,
+        },
+    )
+
+
+def run_until(config, world, stop=None):
+    """Start or continue a run to the end of its only epoch, or until a signal comes in step `stop`; its payload.
+
+    A stopped run saves its checkpoint as runs do; one that reached the end writes nothing.
+    """
+    log = Logger(enabled=False)
+    data, model = run.build(config, world, log)
+    state = training_state.build_state(config, world, model, data.mixing.criterion, data.train.batches_per_epoch)
+    settings = training_state.build_settings(config, world.device)
+    try:
+        with run.Run(config, world, log, data, state) as session:
+            session.start("tools.check", "")
+
+            def wishes():
+                flags = session.wishes()
+                flags[list(STOP_SIGNALS).index(SIGNAL)] = float(state.progress.step + 1 == stop)
+                return flags
+
+            train_one_epoch(
+                state, data.train, data.mixing, 0, settings=settings, world=world, log=log, wishes=wishes,
+                epochs=config.TRAIN.EPOCHS, save=session.save_last,
+            )  # fmt: skip
+    except Interrupted:
+        if session.stop.requested:  # a real signal: somebody wants the check itself to end
+            raise KeyboardInterrupt from None
+    return training_state.to_payload(state, config, data.info, world, session.per_epoch)
+
+
+class Recording(CfgNode):
+    """Reads like the CfgNode that it copies; `read` collects the full names of the values asked for.
+
+    Asking a section for all its items asks for each of them (models.build reads MODEL.SHORTCUT so); copying the whole
+    tree from its root, as a checkpoint does, asks for none.
+    """
+
+    def __init__(self, node, read=None, prefix=""):
+        super().__init__()
+        read = set() if read is None else read
+        self.__dict__.update(read=read, node=node, prefix=prefix)
+        for name, value in node.items():
+            self[name] = Recording(value, read, f"{prefix}{name}.") if isinstance(value, CfgNode) else value
+
+    def __getitem__(self, name):
+        value = super().__getitem__(name)
+        if not isinstance(value, CfgNode):
+            self.read.add(self.prefix + name)
+        return value
+
+    def get(self, name, default=None):
+        """The value of `name`, or `default`."""
+        if name not in self:
+            return default
+        return self[name]
+
+    def items(self):
+        """(name, value) pairs."""
+        if self.prefix:
+            self.read.update(self.prefix + name for name, value in self.node.items() if not isinstance(value, CfgNode))
+        return self.node.items()

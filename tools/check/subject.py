@@ -1,36 +1,77 @@
-"""What is checked: one configuration, and what is built of it, each part once."""
+"""What is checked: one configuration, and what is built of it, each part once; and what a check says about it."""
 
+import functools
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
-from config import flat, to_plain
 from data.build import check_classes, mixing_of, request_of, split, statistics, transforms_of
 from data.datasets import create, nothing
+from data.loaders import TrainLoader
+from data.samplers import TrainBatches
 from data.samples import EvalSamples, TrainSamples
 from data.transforms import as_size
 from lr_scheduler import build_scheduler
 from models.build import build_model
-from tools.check.rehearsal import Rehearsal
-from tools.check.trial import choose_trial, hollow_model, time_of_an_image
-from tools.check.variants import changed
+from tools.shared.steps import Steps, changed
 from utils.distributed import World, choose_device
+from utils.errors import ConfigError
+from utils.flops import count_macs
 from utils.seed import seed_all
+from utils.throughput import endless, timed
+
+OK, WARNING, FAILED = "ok", "warning", "FAILED"
+STEP_SHARE = 0.01  # of all seconds that one image's step may take: the checks make about 40 of them
+EFFICIENCY = 0.4  # of a large matrix product's speed that a model reaches on small batches
+FLOPS_PER_MAC = 6  # forward and backward pass
+DIVISORS = (1, 2, 4, 8)  # of the image's sides
 
 
-class Deadline:
-    """A moment until which a check may work."""
+@dataclass(frozen=True)
+class Finding:
+    """`text`: what a check found; `advice`: what to do about it; `rows`: further lines, such as a plot in text."""
 
-    def __init__(self, end):
-        self.end = end
+    level: str
+    text: str
+    advice: str = ""
+    rows: tuple = ()
+
+    def lines(self, name):
+        """The finding of the check `name` as lines to print."""
+        advice = f" ({self.advice})" if self.advice else ""
+        return [f"{self.level:<7}  {name}: {self.text}{advice}", *(f"         {row}" for row in self.rows)]
+
+
+ok = functools.partial(Finding, OK)  # nothing to do
+warning = functools.partial(Finding, WARNING)  # worth knowing; does not fail the check
+failed = functools.partial(Finding, FAILED)  # to be mended before a run is started
+
+
+class Trial(NamedTuple):
+    """How large the images are that the checks compute with: the run's, or smaller where that would take too long here.
+
+    Gradients, loss, resume and keys do not depend on the size; what does is scaled, and the line says so.
+    size: (height, width) in use; full: the run's; work: how many times the multiply-accumulates the full image takes.
+    """
+
+    size: tuple
+    full: tuple
+    work: float
 
     @property
-    def over(self):
-        """Whether it has passed."""
-        return time.perf_counter() >= self.end
+    def pixels(self):
+        """How many times the pixels the full image has."""
+        return math.prod(self.full) / math.prod(self.size)
+
+    @property
+    def remark(self):
+        """How to say it: '' or ', at 112x112 instead of 384x384 to save time'."""
+        shown = [f"{height}x{width}" for height, width in (self.size, self.full)]
+        return f", at {shown[0]} instead of {shown[1]} to save time" if self.size != self.full else ""
 
 
 class Subject:
@@ -45,10 +86,61 @@ class Subject:
         self.processes, self.seconds = processes, seconds
         self.end = time.perf_counter() + seconds
         self.world = World(choose_device(config.DEVICE))  # this process alone
+        self.img_size = as_size(config.DATA.IMG_SIZE)
 
-    def deadline(self, share):
-        """The moment at which `share` (0 to 1) of all seconds will have passed from now on, or that when all have."""
-        return Deadline(min(time.perf_counter() + share * self.seconds, self.end))
+    # Time
+
+    @property
+    def seconds_left(self):
+        """Of the time for all checks."""
+        return max(0.0, self.end - time.perf_counter())
+
+    def until(self, share, items):
+        """The items, at least one, until `share` (0 to 1) of all seconds has passed from now on, or all have."""
+        end = min(time.perf_counter() + share * self.seconds, self.end)
+        for item in items:
+            yield item
+            if time.perf_counter() >= end:
+                return
+
+    @cached_property
+    def image_seconds(self):
+        """Seconds that one image of a training step takes at the trial's size, roughly."""
+        model, device = self.new_model(self.at_trial_size({})), self.world.device
+        images = torch.zeros(2, 3, *self.trial.size, device=device)
+        seconds = [timed(lambda: model(images).sum().backward(), 1, device)]
+        if seconds[0] <= 1:  # a short first pass only warms up
+            seconds.append(timed(lambda: model(images).sum().backward(), 1, device))
+        return seconds[-1] / len(images)
+
+    def affords(self, images):
+        """Whether there is time for training steps on so many images."""
+        return images * self.image_seconds <= self.seconds_left
+
+    @cached_property
+    def trial(self):
+        """The largest images of at most the run's size whose steps are fast enough here, or the smallest that work."""
+        speed = EFFICIENCY * matrix_speed(self.world.device)
+        works = []
+        for divisor in DIVISORS:
+            size = tuple(side // divisor for side in self.img_size)
+            try:
+                model = self.hollow_model(changed(self.config, {"DATA.IMG_SIZE": list(size)}))
+                works.append((size, count_macs(model, size)["total"]))
+            except ConfigError:
+                if divisor == 1:
+                    raise
+                continue
+            if FLOPS_PER_MAC * works[-1][1] / speed <= STEP_SHARE * self.seconds:
+                break
+        size, macs = works[-1]
+        return Trial(size, self.img_size, works[0][1] / macs)
+
+    def at_trial_size(self, changes):
+        """The configuration with the trial's image size and other changes."""
+        return changed(self.config, {**changes, "DATA.IMG_SIZE": list(self.trial.size)})
+
+    # Data
 
     @cached_property
     def sources(self):
@@ -68,61 +160,35 @@ class Subject:
         sizes = {f"{name}_size": len(images) for name, images in self.parts.items()}
         return replace(self.sources.info, **sizes, **statistics(self.config, self.sources.info))
 
-    @cached_property
-    def trial(self):
-        """The Trial: at which image size the checks compute."""
-        return choose_trial(self.config, self.info, self.world.device, self.seconds)
-
-    @property
-    def seconds_left(self):
-        """Of the time for all checks."""
-        return max(0.0, self.end - time.perf_counter())
-
-    @cached_property
-    def image_seconds(self):
-        """Seconds that one image of a training step takes at the trial's size, roughly."""
-        return time_of_an_image(self.new_model(self.at_trial_size({})), self.trial.size, self.world.device)
-
-    def affords(self, images):
-        """Whether there is time for training steps on so many images."""
-        return images * self.image_seconds <= self.seconds_left
-
-    def at_trial_size(self, changes):
-        """The configuration with the trial's image size and other changes."""
-        return changed(self.config, {**changes, "DATA.IMG_SIZE": list(self.trial.size)})
-
-    @cached_property
-    def rehearsal(self):
-        """The Rehearsal of this configuration's run."""
-        return Rehearsal(self)
-
-    @cached_property
-    def hollow_model(self):
-        """The model without values."""
-        return hollow_model(self.config, self.info)
+    def transforms(self, config):
+        """(of training, of evaluation), as a configuration for the same data asks for them."""
+        return transforms_of(config, replace(self.info, **statistics(config, self.sources.info)))
 
     def train_samples(self, config):
         """Augmented training images of a configuration, by (epoch, index)."""
-        transform, _ = transforms_of(config, self.info)
-        return TrainSamples(self.parts["train"], transform, config.SEED, config.DATA.BAD_IMAGES == "skip")
+        return TrainSamples(
+            self.parts["train"], self.transforms(config)[0], config.SEED, config.DATA.BAD_IMAGES == "skip"
+        )
 
     def plain_samples(self, config, part="train"):
         """Images of a part as they are evaluated, by index."""
-        return EvalSamples(self.parts[part], transforms_of(config, self.info)[1])
+        return EvalSamples(self.parts[part], self.transforms(config)[1])
 
     def mixing(self, config):
         """Mixup, CutMix and the loss."""
         return mixing_of(config, self.info.num_classes)
+
+    # Model and recipe
 
     def new_model(self, config):
         """The model with its initial weights, on the device, in training mode."""
         seed_all(config.SEED, "weights")
         return build_model(config, self.info.num_classes, self.info.in_chans).to(self.world.device)
 
-    @cached_property
-    def img_size(self):
-        """(height, width) of the input."""
-        return as_size(self.config.DATA.IMG_SIZE)
+    def hollow_model(self, config):
+        """The model without values, which costs a moment and no memory."""
+        with torch.device("meta"):
+            return build_model(config, self.info.num_classes, self.info.in_chans)
 
     @property
     def global_batch(self):
@@ -144,14 +210,36 @@ class Subject:
         return build_scheduler(config, self.steps_per_epoch, self.global_batch)
 
 
-def user_keys(subject):
-    """{key: value} of what the user set: not defaults, and not what stands in the recipes of a folder _base_."""
-    found = {}
-    for key, value in flat(to_plain(subject.config)).items():
-        origin = subject.origins.get(key, "default")
-        if origin != "default" and "_base_/" not in origin and key != "MODEL.NAME":  # which every file sets
-            found[key] = value
-    return found
+class TrialSteps(Steps):
+    """Steps of a fresh training of the configuration, changed by `changes`, on its augmented images at trial size.
+
+    The recipe is the run's except for the warm-up, whose first rates may be too small to move anything.
+    """
+
+    def __init__(self, subject, changes, batch=2):
+        self.batch = min(batch, len(subject.parts["train"]))  # images of a step
+        usual = {"COMPILE": False, "TRAIN.ACCUMULATION_STEPS": 1, "TRAIN.WARMUP_EPOCHS": 0.0}
+        config = subject.at_trial_size({"DATA.BATCH_SIZE": self.batch, **usual, **changes})
+        samples = subject.train_samples(config)
+        sampler = TrainBatches(len(samples), self.batch, 0, 1, config.SEED)
+        self.batches = endless(TrainLoader(samples, sampler))
+        super().__init__(config, subject.world, subject.new_model(config), subject.mixing(config), sampler.per_epoch)
+
+    def advance(self):
+        """One step on the next batch. Whether it was finite."""
+        return self.make([next(self.batches)])
+
+    def seconds_of(self, batches):
+        """Seconds of one step on so many batches put together, which are at hand before."""
+        parts = [next(self.batches) for _ in range(batches)]
+        return self.seconds([tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))])
+
+
+def matrix_speed(device, side=512, repeats=8):
+    """Floating-point operations per second of a float32 matrix product."""
+    matrix = torch.ones(side, side, device=device)
+    matrix @ matrix
+    return repeats * 2 * side**3 / timed(lambda: matrix @ matrix, repeats, device)
 
 
 def stack(samples, keys):
@@ -165,4 +253,4 @@ def stack(samples, keys):
 
 def spread(count, most):
     """At most `most` indices, evenly over `count`."""
-    return sorted({index * count // most for index in range(min(most, count))} if count > most else range(count))
+    return [index * count // most for index in range(most)] if count > most else list(range(count))

@@ -8,13 +8,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.report.markup import Markup, element, join, page
 from tools.report.sections import curves_section, differences_section, group_section, results_section
-from tools.shared.command import EXITS, exit_code, not_negative, parser
+from tools.shared.command import EXITS, command, not_negative, parser, positive
 from tools.shared.curves import AXES
 from tools.shared.groups import parse_groups
+from tools.shared.markup import Markup, element, join, page
+from tools.shared.results import write_text
 from utils.errors import ConfigError
-from utils.run_folder import storage_errors, write_atomically
+from utils.files import storage_errors
 
 EXAMPLES = """\
 examples:
@@ -36,7 +37,7 @@ def build_parser():
     top.add_argument("--examples", action=argparse.BooleanOptionalAction, default=True,
                      help="evaluate one checkpoint per configuration and show its errors (on)")  # fmt: skip
     top.add_argument("--checkpoint", default="best.pth", metavar="NAME", help="which one (%(default)s)")
-    top.add_argument("--count", type=int, default=12, metavar="N", help="examples of each kind (%(default)s)")
+    top.add_argument("--count", type=positive, default=12, metavar="N", help="examples of each kind (%(default)s)")
     top.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps, ... (%(default)s)")
     top.add_argument("--workers", type=not_negative, metavar="N", help="loader processes (as in the run)")
     top.add_argument("--x", choices=AXES, default="epoch", help="horizontal axis of the curves (%(default)s)")
@@ -45,10 +46,8 @@ def build_parser():
 
 def build_report(groups, options):
     """The whole page as text."""
-    runs = sum(len(group.runs) for group in groups)
-    title = f"{groups[0].name}: {plural(runs, 'run')}" if len(groups) == 1 else (
-        f"{plural(len(groups), 'configuration')}, {plural(runs, 'run')}"
-    )  # fmt: skip
+    title = counted(sum(len(group.runs) for group in groups), "run")
+    title = f"{groups[0].name}: {title}" if len(groups) == 1 else f"{counted(len(groups), 'configuration')}, {title}"
     anchors = [("results", "Results"), ("curves", "Curves"), *((f"group-{i}", g.name) for i, g in enumerate(groups))]
     links = [element("li", element("a", name, href=f"#{anchor}")) for anchor, name in anchors]
     return page(
@@ -63,29 +62,23 @@ def build_report(groups, options):
     )
 
 
-def plural(count, word):
+def counted(count, word):
     """`1 run`, `2 runs`."""
     return f"{count} {word}{'s' * (count != 1)}"
 
 
-def run(argv):
+@command
+def main(argv):
     """Read the runs, write the report, say where it is."""
     options = build_parser().parse_args(argv)
     path = Path(options.output)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output: {path}, but a name that ends in .html")
-    if options.count < 1:
-        raise ConfigError(f"--count: {options.count}, but at least 1")
     text = build_report(parse_groups(options.runs), options)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
+    write_text(path, text)
     print(f"report: {path} ({len(text.encode()) / 1e6:.1f} MB)")
-
-
-def main(argv=None):
-    """The command; returns the exit code."""
-    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -5,60 +5,36 @@ from pathlib import Path
 
 from config import flat
 from logger import duration
-from tools.report.markup import details, element, join, picture, scrolling, table, thumbnail
-from tools.shared.behaviour import (
-    confusion_figure,
-    error_sets,
-    example_facts,
-    example_image,
-    learned_scales,
-    scale_remarks,
-    scales_figure,
-    score,
-)
+from tools.shared import behaviour
 from tools.shared.curves import TITLES, label, legend_figure, single_figure, with_rows
 from tools.shared.groups import differing_keys
+from tools.shared.markup import details, element, join, picture, scrolling, table, thumbnail
 from tools.shared.predictions import predict_checkpoint
+from tools.shared.runs import HEADLINE, say
 from tools.shared.trained import load_model
 from tools.table.__main__ import make_rows
-from tools.table.formats import grid_of
+from tools.table.formats import part_of_page
 from utils.errors import RunError
-from utils.summary import best_row, counts
 
 NOTHING = "–"
 UNRECORDED = "not in the run, the default now"  # a key that is younger than the run
 EXPLANATION = (
-    "final: the last epoch, which nothing was chosen by; best: the epoch with the highest validation accuracy; "
+    f"final: the last epoch, which nothing was chosen by; best: the epoch with the highest validation {HEADLINE}; "
     "test: that epoch, on images held back until the end (DATA.VAL_SPLIT); MACs: multiply-accumulates of one image."
 )
 
 
 def results_section(groups, options):
-    """The table of tools.table and its notes."""
+    """The table of tools.table with its notes; rows have the user's names, where a group of runs is one row."""
     rows, metric = make_rows([run.path for group in groups for run in group.runs], baseline=options.baseline)
-    rename(rows, groups)
-    header, cells, notes = grid_of(rows, metric)
-    return join(
-        element("h2", "Results", id="results"),
-        table(header, cells, "Mean ± standard deviation over the seeds; n: number of runs"),
-        element("p", EXPLANATION, class_="quiet"),
-        *(element("p", f"{letter}: {text}", class_="note") for letter, text in notes),
-    )
-
-
-def rename(rows, groups):
-    """Give rows of tools.table the names that the user gave, where a group of runs is one row."""
     owner = {run.path: group.name for group in groups for run in group.runs}
     owners = {row.name: {owner[run.path] for run in row.runs.values()} for row in rows}
     names = [name for found in owners.values() for name in found]
     new = {old: min(found) for old, found in owners.items() if len(found) == 1 and names.count(min(found)) == 1}
     for row in rows:
         row.name, row.baseline = new.get(row.name, row.name), new.get(row.baseline, row.baseline)
-
-
-def elapsed(run):
-    """Seconds of all starts of a run, or of its epochs while it is not finished."""
-    return run.summary["seconds"] if run.summary else sum(row["seconds"] for row in run.rows)
+    explanation = element("p", EXPLANATION, class_="quiet")
+    return join(element("h2", "Results", id="results"), part_of_page(rows, metric), explanation)
 
 
 def differences_section(groups):
@@ -78,19 +54,19 @@ def distinct(values):
 
 def curves_section(groups, x):
     """One legend and four panels."""
+    title = element("h2", "Curves", id="curves")
     try:
         groups = with_rows(groups)
     except RunError as error:
-        return join(element("h2", "Curves", id="curves"), element("p", error))
+        return join(title, element("p", error))
     names = "; ".join(label(group) for group in groups)
-    remarks = [line for group in groups for line in group.remarks()]
     panels = [
-        element("figure", picture(single_figure(groups, key, x), f"{title} of {names}", f"curve-{key}"))
-        for key, title in TITLES.items()
+        element("figure", picture(single_figure(groups, key, x), f"{what} of {names}", f"curve-{key}"))
+        for key, what in TITLES.items()
     ]
     return join(
-        element("h2", "Curves", id="curves"),
-        *(element("p", line, class_="note") for line in remarks),
+        title,
+        *(element("p", line, class_="note") for group in groups for line in group.remarks()),
         element("figure", picture(legend_figure(groups), f"Legend: {names}", "legend")),
         element("div", join(*panels), class_="curves"),
     )
@@ -100,105 +76,97 @@ def group_section(group, number, options):
     """Everything about one configuration; `options` is the command line of the report."""
     parts = [element("h2", group.name, id=f"group-{number}"), runs_table(group)]
     if options.examples:
-        parts.append(examples(group, number, options))
-    return join(*parts, scales(group, number, options), record(group))
+        title = element("h3", f"Examples: {options.checkpoint} of seed {group.runs[0].seed}")
+        parts += [title, _or_reason(_examples, group, number, options)]
+    if group.runs[0].config["MODEL"]["SHORTCUT"]["LEARNED_SCALE"]:
+        title = element("h3", f"Learned shortcut scales: {options.checkpoint} of every seed")
+        parts += [title, _or_reason(_scales, group, number, options)]
+    return join(*parts, record(group))
+
+
+def _or_reason(make, *arguments):
+    """What `make` gives, or the reason why there is nothing."""
+    try:
+        return make(*arguments)
+    except RunError as error:
+        return element("p", f"None here: {error}", class_="note")
 
 
 def runs_table(group):
     """One row per run."""
-    header = ("run", "seed", "state", "epochs", "final accuracy", "best accuracy", "time", "img/s", "folder")
+    header = ("run", "seed", "state", "epochs", f"final {HEADLINE}", f"best {HEADLINE}", "time", "img/s", "folder")
     rows = []
     for run in group.runs:
         state = "finished" if run.finished else f"not finished ({(run.exit or {}).get('class', 'running or killed')})"
         final, best, rate = NOTHING, NOTHING, NOTHING
         if run.rows:
-            top = best_row(run.rows)
-            final, best = counts(run.rows[-1]), f"{counts(top)}, epoch {top['epoch'] + 1}"
+            final, best = say(run.rows[-1]), f"{say(run.best)}, epoch {run.best['epoch'] + 1}"
             rate = f"{statistics.mean(row['img_per_s'] for row in run.rows):,.0f}"
         epochs = f"{len(run.rows)} of {run.config['TRAIN']['EPOCHS']}"
-        rows.append([run.path.name, run.seed, state, epochs, final, best, duration(elapsed(run)), rate, run.path])
+        seconds = run.summary["seconds"] if run.summary else sum(row["seconds"] for row in run.rows)
+        rows.append([run.path.name, run.seed, state, epochs, final, best, duration(seconds), rate, run.path])
     return table(header, rows, f"Runs of {group.name}")
 
 
-def examples(group, number, options):
-    """Worst errors and confusions of one checkpoint, or the reason why there are none."""
-    run = group.runs[0]
-    title = element("h3", f"Examples: {options.checkpoint} of seed {run.seed}")
-    try:
-        predictions = predict_checkpoint(
-            run.checkpoint(options.checkpoint), options.data_path, device=options.device, workers=options.workers
-        )
-    except RunError as error:
-        return join(title, element("p", f"None here: {error}", class_="note"))
-    text = f"{score(predictions)} of the images that the run was validated on, after {predictions.epochs} epochs."
-    parts = [title, element("p", text)]
-    for name, positions in error_sets(predictions, options.count).items():
-        items = [example(predictions, position) for position in positions.tolist()]
+def _examples(group, number, options):
+    """Worst errors and confusions of one checkpoint. Raises RunErrors where it or its data are not there."""
+    checkpoint = group.runs[0].checkpoint(options.checkpoint)
+    predictions = predict_checkpoint(checkpoint, options.data_path, device=options.device, workers=options.workers)
+    right = behaviour.score(predictions)
+    text = f"{right} of the images that the run was validated on, after {predictions.epochs} epochs."
+    parts = [element("p", text)]
+    for name, positions in behaviour.error_sets(predictions, options.count).items():
+        items = [_example(predictions, position) for position in positions.tolist()]
         parts += [element("h4", name.capitalize()), element("ul", join(*items), class_="examples")]
-    figure = confusion_figure(predictions, title="")
+    figure = behaviour.confusion_figure(predictions, title="")
     matrix = picture(figure, f"Confusion matrix of {group.name}: {text}", f"confusion-{number}")
     matrix = element("figure", matrix, class_="wide")
     return join(*parts, element("h4", "Confusion matrix"), scrolling(matrix, "Confusion matrix"))
 
 
-def example(predictions, position):
+def _example(predictions, position):
     """One image with what it is and what it was taken for."""
-    true, p_true, said, p_said, loss = example_facts(predictions, position)
+    true, p_true, said, p_said, loss = behaviour.example_facts(predictions, position)
     wrong = bool(predictions.wrong[position])
     answer = f"said: {said} ({p_said:.1%})" if wrong else "right, but unsure"
     file = "/".join(Path(predictions.images.name(int(predictions.indices[position]))).parts[-2:])
-    image = thumbnail(example_image(predictions, position), f"{true} taken for {said}" if wrong else str(true))
+    image = behaviour.example_image(predictions, position)
     lines = [element("div", text) for text in (f"true: {true} ({p_true:.1%})", answer)]
-    return element("li", join(image, *lines, element("div", f"{file}, loss {loss:.2f}", class_="quiet")))
+    last = element("div", f"{file}, loss {loss:.2f}", class_="quiet")
+    return element("li", join(thumbnail(image, f"{true} taken for {said}" if wrong else str(true)), *lines, last))
 
 
-def scales(group, number, options):
-    """Learned shortcut scales of every seed, if the configuration has them."""
-    if not group.runs[0].config["MODEL"]["SHORTCUT"]["LEARNED_SCALE"]:
-        return ""
-    title = element("h3", f"Learned shortcut scales: {options.checkpoint} of every seed")
-    try:
-        loaded = [load_model(run.checkpoint(options.checkpoint), device="cpu") for run in group.runs]
-        models = [(one.name, learned_scales(one.model)) for one in loaded]
-        figure = scales_figure(models)
-    except RunError as error:
-        return join(title, element("p", f"None here: {error}", class_="note"))
+def _scales(group, number, options):
+    """Learned shortcut scales of every seed. Raises RunErrors where a checkpoint is not there."""
+    loaded = [load_model(run.checkpoint(options.checkpoint), device="cpu") for run in group.runs]
+    models = [(one.name, behaviour.learned_scales(one.model)) for one in loaded]
     text = f"Learned scale of each shortcut of {group.name}, from input to output"
-    remarks = [element("p", line, class_="note") for line in scale_remarks(models)]
-    drawn = element("figure", picture(figure, text, f"scales-{number}"), class_="wide")
-    return join(title, scrolling(drawn, "Learned shortcut scales"), *remarks)
+    drawn = element("figure", picture(behaviour.scales_figure(models), text, f"scales-{number}"), class_="wide")
+    remarks = (element("p", line, class_="note") for line in behaviour.scale_remarks(models))
+    return join(scrolling(drawn, "Learned shortcut scales"), *remarks)
 
 
 def record(group):
     """Commands, configuration and environment, folded; runs that differ in a value show all of them."""
-    commands = [element("pre", element("code", command(run))) for run in group.runs]
-    configs = [flat(run.config) for run in group.runs]
+    files = [run.path / "command.txt" for run in group.runs]
+    texts = [path.read_text(errors="replace").strip() if path.is_file() else "not recorded" for path in files]
     settings = [
-        [
-            key,
-            distinct(config.get(key) for config in configs),
-            distinct(run.origins.get(key, UNRECORDED) for run in group.runs),
-        ]
-        for key in every_key(configs)
+        (key, values, distinct(run.origins.get(key, UNRECORDED) for run in group.runs))
+        for key, values in _together([run.config for run in group.runs])
     ]
-    places = [flat(run.environment or {}) for run in group.runs]
-    place = [[key, distinct(one.get(key) for one in places)] for key in every_key(places)]
-    return join(
+    parts = [
         element("h3", "How it was made"),
-        details("Commands", *commands),
+        details("Commands", *(element("pre", element("code", text)) for text in texts)),
         details("Configuration", table(("key", "value", "from"), settings, "Every value and where it came from")),
-        details("Environment", table(("what", "value"), place, "Versions, device and commit"))
-        if place
-        else element("p", "No environment was recorded."),
-    )
+    ]
+    place = _together([run.environment or {} for run in group.runs])
+    if not place:
+        return join(*parts, element("p", "No environment was recorded."))
+    return join(*parts, details("Environment", table(("what", "value"), place, "Versions, device and commit")))
 
 
-def every_key(dicts):
-    """The keys of all dicts, each once, in order."""
-    return dict.fromkeys(key for one in dicts for key in one)
-
-
-def command(run):
-    """The command lines of all starts of a run."""
-    path = run.path / "command.txt"
-    return path.read_text(errors="replace").strip() if path.is_file() else "not recorded"
+def _together(dicts):
+    """[(key, its different values)] of all nested dicts, in order."""
+    dicts = [flat(one) for one in dicts]
+    keys = dict.fromkeys(key for one in dicts for key in one)
+    return [(key, distinct(one.get(key) for one in dicts)) for key in keys]

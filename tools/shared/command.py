@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import functools
 import importlib
 import os
 import sys
@@ -44,6 +45,11 @@ def exit_code(run, argv=None):
             raise
         discard_output()
         return reported(StorageError(f"the output could not be written ({error.strerror})"))
+
+
+def command(run):
+    """Decorator: the tool's main(argv), called with the process's own arguments without any; see exit_code."""
+    return functools.wraps(run)(functools.partial(exit_code, run))
 
 
 def reported(error):

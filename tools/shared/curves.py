@@ -1,44 +1,30 @@
-"""Loss, accuracy and learning rate of several runs over epochs, steps or time: mean and spread over seeds."""
+"""Loss, headline and learning rate of several runs over epochs, steps or time: mean and spread over seeds."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
 from matplotlib.lines import Line2D
 
 from tools.shared.figures import line_style, new_figure, styled
+from tools.shared.runs import HEADLINE
 from utils.errors import MissingError
 
-WHAT = {"loss": ("train_loss", "val_loss"), "accuracy": ("accuracy",), "lr": ("lr",)}
+WHAT = {"loss": ("train_loss", "val_loss"), HEADLINE: (HEADLINE,), "lr": ("lr",)}
 TITLES = {
     "train_loss": "training loss",
     "val_loss": "validation loss",
-    "accuracy": "validation accuracy, %",
+    HEADLINE: f"validation {HEADLINE}, %",
     "lr": "learning rate",
+}
+# name of an axis -> its label, and the values (one per validated epoch) of the rows of a run
+AXES = {
+    "epoch": ("epoch", lambda rows: [row["epoch"] + 1 for row in rows]),
+    "step": ("optimizer step", lambda rows: [row["step"] for row in rows]),
+    "time": ("training and validation time", lambda rows: list(accumulate(row["seconds"] for row in rows))),
 }
 TIME_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 SEEDS_FOR_BAND = 3  # fewer are drawn one by one: a standard deviation of two numbers says little
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What stands on the horizontal axis: its label, and the values of a run's rows divided by `unit`."""
-
-    label: str
-    of_rows: Callable
-    unit: float = 1.0
-
-    def values(self, run):
-        """(E,) of the run's E validated epochs."""
-        return np.array(self.of_rows(run.rows), dtype=float) / self.unit
-
-
-AXES = {
-    "epoch": Axis("epoch", lambda rows: [row["epoch"] + 1 for row in rows]),
-    "step": Axis("optimizer step", lambda rows: [row["step"] for row in rows]),
-    "time": Axis("time", lambda rows: list(accumulate(row["seconds"] for row in rows))),
-}
 
 
 def with_rows(groups):
@@ -51,19 +37,22 @@ def with_rows(groups):
 
 
 def choose_axis(name, groups):
-    """The Axis of this name; time gets the unit in which the longest run is readable."""
-    axis = AXES[name]
+    """(label, function from a run to its (E,) values); time gets the unit in which the longest run is readable."""
+    label, of_rows = AXES[name]
     if name != "time":
-        return axis
-    longest = max(axis.values(run)[-1] for group in groups for run in group.runs)
+        return label, lambda run: np.array(of_rows(run.rows), dtype=float)
+    longest = max(of_rows(run.rows)[-1] for group in groups for run in group.runs)
     unit, seconds = next((entry for entry in TIME_UNITS if longest >= 3 * entry[1]), TIME_UNITS[-1])
-    return replace(axis, label=f"training and validation time, {unit}", unit=seconds)
+    return f"{label}, {unit}", lambda run: np.array(of_rows(run.rows), dtype=float) / seconds
 
 
-def mean_curve(group, key, axis):
-    """(x, mean, standard deviation or None) over the epochs that all runs of the group have, each of shape (E,)."""
+def mean_curve(group, key, values):
+    """(x, mean, standard deviation or None) over the epochs that all runs of the group have, each of shape (E,).
+
+    `values`: the function of choose_axis.
+    """
     shared = min(len(run.rows) for run in group.runs)
-    xs = np.stack([axis.values(run)[:shared] for run in group.runs])
+    xs = np.stack([values(run)[:shared] for run in group.runs])
     ys = np.stack([_column(run, key)[:shared] for run in group.runs])
     return xs.mean(axis=0), ys.mean(axis=0), ys.std(axis=0, ddof=1) if len(ys) > 1 else None
 
@@ -73,25 +62,24 @@ def _column(run, key):
 
 
 def draw_panel(axes, groups, key, axis):
-    """One quantity of all groups; returns the line handles in the order of the groups."""
-    handles = []
+    """One quantity of all groups over an axis of choose_axis; returns the line handles in the order of the groups."""
+    (xlabel, values), handles = axis, []
     for number, group in enumerate(groups):
-        style = line_style(number)
-        x, mean, std = mean_curve(group, key, axis)
+        style, banded = line_style(number), len(group.runs) >= SEEDS_FOR_BAND
+        x, mean, std = mean_curve(group, key, values)
         every = max(1, len(x) // 8)
-        (line,) = axes.plot(x, mean, markevery=(number % every, every), label=label(group), **style)
-        if len(group.runs) >= SEEDS_FOR_BAND:
+        handles += axes.plot(x, mean, markevery=(number % every, every), label=label(group), **style)
+        if banded:
             axes.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.18, linewidth=0)
         for run in group.runs if len(group.runs) > 1 else ():
-            start = max(0, len(x) - 1) if len(group.runs) >= SEEDS_FOR_BAND else 0  # with a band only what is beyond it
+            start = len(x) - 1 if banded else 0  # with a band only what is beyond it
             if len(run.rows) > start + 1:
-                values = axis.values(run)[start:], _column(run, key)[start:]
-                axes.plot(*values, color=style["color"], linewidth=0.8, alpha=0.6)
-        handles.append(line)
-    axes.set(title=TITLES[key], xlabel=axis.label)
+                rest = values(run)[start:], _column(run, key)[start:]
+                axes.plot(*rest, color=style["color"], linewidth=0.8, alpha=0.6)
+    axes.set(title=TITLES[key], xlabel=xlabel)
     if key == "lr":
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    if axis.label == "epoch":
+    if xlabel == "epoch":
         axes.xaxis.get_major_locator().set_params(integer=True)
     return handles
 
@@ -103,15 +91,10 @@ def label(group):
     return f"{' ' * group.name.startswith('_')}{group.name} ({how}{count} seed{'s' * (count > 1)})"
 
 
-def panels(what):
-    """['train_loss', 'val_loss', 'accuracy'] from ['loss', 'accuracy']."""
-    return [key for name in dict.fromkeys(what) for key in WHAT[name]]
-
-
 @styled
 def curves_figure(groups, what=tuple(WHAT), x="epoch"):
     """The picture of `plot curves`: a panel per quantity, a legend above. Raises MissingError if there is no epoch."""
-    groups, keys = with_rows(groups), panels(what)
+    groups, keys = with_rows(groups), [key for name in dict.fromkeys(what) for key in WHAT[name]]
     columns = min(2, len(keys))
     rows = -(-len(keys) // columns)
     longest = max(len(label(group)) for group in groups)

@@ -26,26 +26,25 @@ class RunGroup:
 
     def remarks(self):
         """Lines about what makes the mean of these runs questionable; [] if nothing does."""
-        lines = []
         keys = sorted(differing_keys(self.runs))
-        if keys:
-            lines.append(f"{self.name}: the runs differ in more than the seed ({', '.join(keys)})")
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
-        if twice:
-            lines.append(f"{self.name}: seed {', '.join(map(str, twice))} more than once")
         unfinished = [str(run.path) for run in self.runs if not run.finished]
-        if unfinished:
-            lines.append(f"{self.name}: not finished: {', '.join(unfinished)}")
-        return lines
+        found = (
+            (keys, f"the runs differ in more than the seed ({', '.join(keys)})"),
+            (twice, f"seed {', '.join(map(str, twice))} more than once"),
+            (unfinished, f"not finished: {', '.join(unfinished)}"),
+        )
+        return [f"{self.name}: {text}" for what, text in found if what]
 
 
 def group_runs(runs):
     """[RunGroup] of RunRecords: those that differ in nothing but seed, tag and paths are one group, in order."""
     groups = {}
     for run in runs:
-        groups.setdefault(_identity(run), []).append(run)
+        identity = sorted((key, repr(value)) for key, value in flat(run.config).items() if key not in SEED_KEYS)
+        groups.setdefault(tuple(identity), []).append(run)
     members = [tuple(sorted(group, key=lambda run: (run.seed, str(run.path)))) for group in groups.values()]
-    return [RunGroup(name, group) for name, group in zip(_names(members), members, strict=True)]
+    return [RunGroup(_name(group[0], members), group) for group in members]
 
 
 def parse_groups(texts):
@@ -77,19 +76,10 @@ def differing_keys(runs):
     return {key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)}
 
 
-def _identity(run):
-    """Hashable: equal for seeds of one configuration."""
-    return tuple(sorted((key, repr(value)) for key, value in flat(run.config).items() if key not in SEED_KEYS))
-
-
-def _names(groups):
-    """MODEL.NAME of each group; where several share it, with the values in which they differ."""
-    names = [group[0].config["MODEL"]["NAME"] for group in groups]
-    result = []
-    for name, group in zip(names, groups, strict=True):
-        namesakes = [other[0] for other, theirs in zip(groups, names, strict=True) if theirs == name]
-        keys = sorted(differing_keys(namesakes))
-        values = flat(group[0].config)
-        parts = [f"{key.rpartition('.')[2]} {values.get(key, 'unset')}" for key in keys]
-        result.append(f"{name} ({', '.join(parts)})" if parts else name)
-    return result
+def _name(run, groups):
+    """MODEL.NAME of a group's run; where several groups share it, with the values in which they differ."""
+    values = flat(run.config)
+    name = values["MODEL.NAME"]
+    keys = sorted(differing_keys([other for other, *_ in groups if other.config["MODEL"]["NAME"] == name]))
+    parts = [f"{key.rpartition('.')[2]} {values.get(key, 'unset')}" for key in keys]
+    return f"{name} ({', '.join(parts)})" if parts else name

@@ -9,7 +9,12 @@ import yaml
 PATH = Path(__file__).with_name("published_results.yaml")
 LOCALITY = "arXiv 2407.19394v4"
 DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "tiny-imagenet": "tiny_imagenet", "imagenet": "imagenet"}
-SWITCHES = {"MODEL.ARGS.POS_EMBED", "MODEL.ARGS.LAYER_SCALE", "MODEL.ARGS.TALKING_HEADS", "MODEL.ARGS.SHIFT"}
+SWITCHES = {  # features of the tables -> configuration key
+    "pe": "MODEL.ARGS.POS_EMBED",
+    "ls": "MODEL.ARGS.LAYER_SCALE",
+    "th": "MODEL.ARGS.TALKING_HEADS",
+    "shift": "MODEL.ARGS.SHIFT",
+}
 EXTRAS = ("MODEL.SHORTCUT.TIED", "MODEL.SHORTCUT.LEARNED_SCALE")  # of the shortcut, not in the papers
 BARE = {"ls": False, "th": False, "pe": False}
 FULL = {"ls": True, "th": True, "pe": True}
@@ -27,12 +32,13 @@ class Published:
 def published(config, processes=1):
     """The Published of a flat configuration ({'MODEL.TYPE': ...}), or None if no table has this model and data."""
     column = DATASETS.get(config["DATA.DATASET"])
-    other_sizes = {key for key in config if key.startswith("MODEL.ARGS.")} - SWITCHES
-    if column is None or other_sizes or any(config[key] for key in EXTRAS):
+    sizes = {key for key in config if key.startswith("MODEL.ARGS.")} - set(SWITCHES.values())
+    if column is None or sizes or any(config[key] for key in EXTRAS):
         return None
     wanted = features(config)
-    for source, row in rows(read_tables()):
-        if column in row and all(wanted[key] == value for key, value in row["model"].items()):
+    for source, row in rows():
+        found = column in row and row.get("pretrain") != "imagenet22k"
+        if found and all(wanted[key] == value for key, value in row["features"].items()):
             return Published(row[column], source, tuple(recipe_differences(config, column, source, processes)))
     return None
 
@@ -48,43 +54,39 @@ def features(config):
     dw = config["MODEL.SHORTCUT.KERNELS"]
     if config["MODEL.SHORTCUT.IDENTITY"]:
         dw = [*dw, "identity"]
-    names = {"pe": "POS_EMBED", "ls": "LAYER_SCALE", "th": "TALKING_HEADS", "shift": "SHIFT"}
-    switches = {name: config.get(f"MODEL.ARGS.{key}", True) for name, key in names.items()}
+    switches = {name: config.get(key, True) for name, key in SWITCHES.items()}
     span = config["MODEL.SHORTCUT.SPAN"] if dw else 1
     size = config["DATA.IMG_SIZE"]
     return {"type": config["MODEL.TYPE"], "dw": dw, "span": span, "size": size, **switches}
 
 
-def rows(tables):
-    """(source, row) of every published result; row['model'] holds the features that identify its model."""
-    small = {"span": 1, "size": 224}
+def rows():
+    """(source, row) of every published classification result; row['features'] identify its model (see `features`)."""
+    tables = read_tables()
     for row in tables["table1_vit"]:
-        yield f"{LOCALITY}, table 1", entry(row, type=row["model"], dw=row["dw"], pe=row["pe"], **small)
+        yield _of_locality(1, row, pe=row["pe"])
     for row in tables["table2_vit_tiny_kernels"]:
         identity = row["dw"] == "identity"
-        dw = ["identity"] if identity else row["dw"]
-        yield f"{LOCALITY}, table 2", entry(row, type="vit_tiny", dw=dw, pe=identity, **small)
+        yield _of_locality(2, row, type="vit_tiny", dw=["identity"] if identity else row["dw"], pe=identity)
     for row in tables["table3_cait"]:
-        parts = FULL if row["ls_th_pe"] else BARE
-        yield f"{LOCALITY}, table 3", entry(row, type=row["model"], dw=row["dw"], **parts, **small)
+        yield _of_locality(3, row, **(FULL if row["ls_th_pe"] else BARE))
     for row in tables["table4_cait_span"]:
-        model = {"type": row["model"], "dw": [3], "span": row["span"], "size": 224}
-        yield f"{LOCALITY}, table 4", entry(row, **model, **BARE)
+        yield _of_locality(4, row, dw=[3], span=row["span"], **BARE)
     for row in tables["table5_swin_tiny"]:
-        yield f"{LOCALITY}, table 5", entry(row, type="swin_tiny", dw=row["dw"], shift=row["shift"], **small)
+        yield _of_locality(5, row, type="swin_tiny", shift=row["shift"])
     for row in tables["table6_imagenet"]:
         parts = {**FULL, "ls": not row["dw"]} if row["model"].startswith("cait") else {"shift": True}
-        yield f"{LOCALITY}, table 6", entry(row, type=row["model"], dw=row["dw"], **parts, **small)
+        yield _of_locality(6, row, **parts)
     for row in tables["cvt"]:
-        if row["pretrain"] == "imagenet1k":
-            yield "arXiv 2103.15808", entry(row, type=row["model"], dw=[], size=row["image_size"])
+        yield "arXiv 2103.15808", {**row, "features": {"type": row["model"], "dw": [], "size": row["image_size"]}}
     for row in tables["dwnet"]:
-        yield "arXiv 2106.04263", entry(row, type=row["model"], dw=[], size=224)
+        yield "arXiv 2106.04263", {**row, "features": {"type": row["model"], "dw": [], "size": 224}}
 
 
-def entry(row, **model):
-    """A table's row, its model described by features."""
-    return {**row, "model": model}
+def _of_locality(table, row, **features):
+    """(source, row) of a table of arXiv 2407.19394."""
+    usual = {"type": row.get("model"), "dw": row.get("dw"), "span": 1, "size": 224}
+    return f"{LOCALITY}, table {table}", {**row, "features": {**usual, **features}}
 
 
 def recipe_differences(config, column, source, processes):

@@ -1,4 +1,4 @@
-"""Run folders as the tools read them: what was asked for, what came out, and how far it got."""
+"""Run folders as the tools read them: what was asked for, what came out, how far it got, and how good that is."""
 
 import json
 import re
@@ -11,9 +11,27 @@ import yaml
 from config import completed
 from utils.errors import DataError, MissingError
 from utils.run_folder import CHECKPOINTS
+from utils.summary import best_row, counts
 
-METRICS = ("epoch", "step", "lr", "train_loss", "val_loss", "correct", "total", "accuracy", "img_per_s", "seconds")
+HEADLINE = "accuracy"  # the column of metrics.jsonl that runs are compared by, in percent
+COUNTED = ("correct", "total")  # the whole numbers that it comes from, which add up over runs
+METRICS = ("epoch", "step", "lr", "train_loss", "val_loss", *COUNTED, HEADLINE, "img_per_s", "seconds")
 SUMMARY = ("best", "final", "params", "macs", "img_size", "seconds")
+
+
+def score(row):
+    """The headline of an epoch or evaluation in percent, unrounded."""
+    return 100 * row["correct"] / row["total"]
+
+
+def say(row):
+    """The headline in words: `84.12 % (8412/10000)`."""
+    return counts(row)
+
+
+def pooled(rows):
+    """(correct, total) of several evaluations together, as COUNTED names them."""
+    return tuple(sum(row[name] for row in rows) for name in COUNTED)
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,18 @@ class RunRecord:
         """SEED of the configuration."""
         return self.config["SEED"]
 
+    @property
+    def best(self):
+        """The row of the best epoch so far, None before the first."""
+        return best_row(self.rows) if self.rows else None
+
+    @property
+    def data(self):
+        """How much data it had, as far as its rows tell: plain facts by name, None before the first epoch."""
+        if not self.rows:
+            return None
+        return {"validation images": self.rows[-1]["total"], "last step of epoch 1": self.rows[0]["step"]}
+
     @cached_property
     def origins(self):
         """`{'TRAIN.EPOCHS': 'configs/a.yaml:12'}`: where each value of the configuration came from."""
@@ -73,32 +103,30 @@ def read_run(folder):
         config = completed(yaml.safe_load((folder / "config.yaml").read_text()))
         metrics = folder / "metrics.jsonl"
         rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-        parts = {name: _read_json(folder / f"{name}.json") for name in ("summary", "environment", "exit")}
-        check_figures(rows, **parts)
+        paths = {name: folder / f"{name}.json" for name in ("summary", "environment", "exit")}
+        parts = {name: json.loads(path.read_text()) if path.is_file() else None for name, path in paths.items()}
+        _check_figures(rows, parts)
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, DataError) as error:
         raise DataError(f"{folder}: a file of the run is damaged ({' '.join(str(error).split())})") from None
     return RunRecord(folder, config, rows, **parts)
 
 
-def check_figures(rows, summary, environment, exit):
+def _check_figures(rows, parts):
     """Raise DataError for what a run never writes: figures without their names, counts of no images."""
-    scores = rows
-    if summary is not None:
-        require("summary.json", summary, SUMMARY)
-        scores = [*rows, *(summary[name] for name in ("best", "final", "test") if summary.get(name) is not None)]
     for row in rows:
-        require("metrics.jsonl", row, METRICS)
-    for score in scores:
-        require("summary.json", score, ("correct", "total"))
-        if not score["total"]:
-            raise DataError("an accuracy over 0 images")
-    for name, value in (("environment.json", environment), ("exit.json", exit)):
+        _require("metrics.jsonl", row, METRICS)
+    for name, value in parts.items():
         if value is not None:
-            require(name, value, ())
+            _require(f"{name}.json", value, SUMMARY if name == "summary" else ())
+    summary = parts["summary"] or {}
+    scores = [summary[name] for name in ("best", "final", "test") if summary.get(name) is not None]
+    for row in [*rows, *scores]:
+        _require("summary.json", row, COUNTED)
+        if not row["total"]:
+            raise DataError(f"an {HEADLINE} over 0 images")
 
 
-def require(file, value, keys):
-    """Raise DataError unless `value` is a dict with these keys."""
+def _require(file, value, keys):
     absent = [key for key in keys if key not in value] if isinstance(value, dict) else ["{...}"]
     if absent:
         raise DataError(f"{file}: no {absent[0]}")
@@ -121,19 +149,9 @@ def find_runs(folders):
 def read_origins(text):
     """Origins out of the text of a run's config.yaml, where each value is followed by `  # origin`."""
     origins, parents = {}, []
-    for line in text.splitlines():
-        match = re.match(r"( *)([A-Za-z0-9_]+):(.*)", line)
-        if not match:
-            continue
-        indent, key, rest = len(match[1]) // 2, match[2], match[3]
-        parents = parents[:indent]
+    for indent, key, rest in re.findall(r"^( *)([A-Za-z0-9_]+):(.*)$", text, re.MULTILINE):
+        parents = [*parents[: len(indent) // 2], key]
         if rest.strip():
             _, mark, origin = rest.rpartition("  # ")
-            origins[".".join([*parents, key])] = origin.strip() if mark else "default"
-        else:
-            parents.append(key)
+            origins[".".join(parents)] = origin.strip() if mark else "default"
     return origins
-
-
-def _read_json(path):
-    return json.loads(path.read_text()) if path.is_file() else None

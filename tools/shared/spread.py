@@ -2,24 +2,26 @@
 
 import math
 import statistics
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy.stats import t as student
 
 LEVEL = 0.95  # of confidence intervals
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Mean and sample standard deviation (n - 1 in the denominator; None for one value) of `n` values."""
 
     mean: float
     std: float | None
     n: int
 
+    def __str__(self):
+        """`85.20 ± 0.31`."""
+        return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
-@dataclass(frozen=True)
-class Difference:
+
+class Difference(NamedTuple):
     """Mean of `n` paired differences; `low` and `high` bound its confidence interval (None for one pair)."""
 
     mean: float
@@ -42,8 +44,7 @@ def paired_difference(ours, theirs, level=LEVEL):
     Student's t for the differences d of the n common seeds: mean(d) ± t(n - 1) * std(d) / sqrt(n). Pairing by the seed
     takes out what the seed does to both (for runs of this project: the order of the images and their augmentation).
     """
-    common = sorted(ours.keys() & theirs.keys())
-    found = spread(ours[seed] - theirs[seed] for seed in common)
+    found = spread(ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys()))
     if found is None:
         return None
     if found.std is None:

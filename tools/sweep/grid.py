@@ -1,16 +1,4 @@
-"""Grids of experiments: a YAML file that names a base configuration, axes and seeds, read into cells.
-
-base: ../vit/vit_tiny_4_32_cifar10.yaml      # relative to the grid; a list of files is an axis of its own
-name: kernels                                # of the sweep's folder; without it the name of the grid's file
-seeds: [0, 1, 2]
-axes:
-  MODEL.SHORTCUT.KERNELS: [[], [3], [3, 5]]  # a key and its values: cells kernels-none, kernels-3, kernels-3+5
-  position:                                  # named values, each changes any number of keys (or `base`)
-    pe: {MODEL.ARGS.POS_EMBED: true}
-    no-pe: {MODEL.ARGS.POS_EMBED: false}
-set: {TRAIN.EPOCHS: 100}                     # for all cells
-exclude: [[kernels-none, no-pe]]             # cells that have all of these labels
-"""
+"""Grids of experiments: a YAML file of a base configuration, axes and seeds (docs/sweeps.md), read into cells."""
 
 import itertools
 import re
@@ -64,8 +52,8 @@ def read_grid(path):
     bases = _bases(sections["base"], axes, path)
     if len(bases) > 1:
         axes = {"base": {Path(base).stem: {"base": base} for base in bases}, **axes}
-    fixed = {key: option_text(leaf) for key, leaf in sections["set"].items() if key}
-    common = {**({"base": bases[0]} if bases else {}), **fixed}
+    common = {"base": bases[0]} if bases else {}
+    common |= {key: option_text(leaf) for key, leaf in sections["set"].items() if key}
     cells = _without_excluded(_cells(axes, common, path), _value(sections["exclude"], []), axes, path)
     name = UNSAFE.sub("-", str(_value(sections["name"], path.stem)))
     if not name.strip("."):
@@ -89,43 +77,33 @@ def value_label(key, value):
 
 
 def _axes(leaves):
-    """{axis: {label: {key: text}}} of the leaves below `axes`."""
+    """{axis: {label: {key: text}}} of the leaves below `axes`: a key with its values, or names with changes."""
     axes, sections = {}, default_config()
     for key, leaf in leaves.items():
-        if not key:
-            continue
-        if key.partition(".")[0] in sections:
+        axis, _, rest = key.partition(".")
+        label, _, inner = rest.partition(".")
+        if axis in sections:
             axes[key] = _list_axis(key, leaf)
-        else:
-            axis, label, inner = _named_value(key, leaf)
+        elif label and (inner or leaf.value == {}):
+            if UNSAFE.search(label):
+                raise ConfigError(f"axes.{axis}: the name {label!r} has characters besides letters, digits, _ + = - .")
             changes = axes.setdefault(axis, {}).setdefault(label, {})
             if inner:
                 changes[inner] = option_text(leaf)
+        elif key:
+            raise ConfigError(
+                f"axes.{key}: takes names with KEY: VALUE pairs below them; a key takes a list ({leaf.origin})"
+            )
     return axes
 
 
 def _list_axis(key, leaf):
     if not isinstance(leaf.value, list) or not leaf.value:
         raise ConfigError(f"axes.{key}: takes a list of values, such as [[], [3]] for kernels ({leaf.origin})")
-    texts = [as_yaml(value) for value in leaf.value]
-    values = {value_label(key, value): {key: text} for value, text in zip(leaf.value, texts, strict=True)}
-    if len(values) < len(texts):
+    values = {value_label(key, value): {key: as_yaml(value)} for value in leaf.value}
+    if len(values) < len(leaf.value):
         raise ConfigError(f"axes.{key}: a value stands twice ({leaf.origin})")
     return values
-
-
-def _named_value(key, leaf):
-    """(axis, label, configuration key or '') of `axis.label.KEY`; the key of an empty bundle is ''."""
-    axis, _, rest = key.partition(".")
-    label, _, inner = rest.partition(".")
-    bundle_is_empty = not inner and leaf.value == {}
-    if not label or not (inner or bundle_is_empty):
-        raise ConfigError(
-            f"axes.{key}: takes names with KEY: VALUE pairs below them; a key takes a list ({leaf.origin})"
-        )
-    if UNSAFE.search(label):
-        raise ConfigError(f"axes.{axis}: the name {label!r} has other characters than letters, digits, _ + = - .")
-    return axis, label, inner
 
 
 def _bases(leaves, axes, path):
@@ -150,11 +128,8 @@ def _cells(axes, common, path):
     cells = []
     for combination in itertools.product(*(values.items() for values in axes.values())):
         labels = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
-        values = dict(common)
-        for _, changes in combination:
-            values |= changes
-        base = path.parent / values.pop("base")
-        cells.append(Cell(base, labels, values))
+        values = common | {key: text for _, changes in combination for key, text in changes.items()}
+        cells.append(Cell(path.parent / values.pop("base"), labels, values))
     return cells
 
 
@@ -162,12 +137,11 @@ def _without_excluded(cells, rules, axes, path):
     if not isinstance(rules, list):
         raise ConfigError(f"exclude: {rules!r} - takes a list of labels or of lists of labels ({shown_path(path)})")
     known = [label for values in axes.values() for label in values]
-    for rule in rules:
-        for label in rule if isinstance(rule, list) else [rule]:
-            if label not in known:
-                raise ConfigError(f"exclude: no value is called {label!r}{nearest(label, known)}: {listing(known)}")
-    sets = [set(rule) if isinstance(rule, list) else {rule} for rule in rules]
-    kept = tuple(cell for cell in cells if not any(rule <= set(cell.labels.values()) for rule in sets))
+    rules = [rule if isinstance(rule, list) else [rule] for rule in rules]
+    for label in itertools.chain(*rules):
+        if label not in known:
+            raise ConfigError(f"exclude: no value is called {label!r}{nearest(label, known)}: {listing(known)}")
+    kept = tuple(cell for cell in cells if not any(set(rule) <= set(cell.labels.values()) for rule in rules))
     if not kept:
         raise ConfigError(f"exclude: leaves no cell of {shown_path(path)}")
     names = [cell.name for cell in kept]

@@ -91,9 +91,9 @@ def run_jobs(jobs, executor, *, on_start, on_end, attempts=3, pause=10.0):
     on_start(job), on_end(job): called at every start and at the final end of a job. A job is tried again, `pause`
     seconds later, when its exit code promises something (RETRIED) or a signal killed it, `attempts` times in all.
     """
-    waiting, running, not_before = list(jobs), [], {}
+    waiting, running, not_before, deadline = list(jobs), [], {}, None
     with StopSignals() as stop:
-        while (waiting or running) and not stop.requested:
+        while running or (waiting and not stop.requested):
             ready = [job for job in waiting if not_before.get(job.name, 0) <= time.monotonic()]
             while ready and executor.has_room and not stop.requested:
                 job = ready.pop(0)
@@ -101,6 +101,11 @@ def run_jobs(jobs, executor, *, on_start, on_end, attempts=3, pause=10.0):
                 begin(job, executor)
                 running.append(job)
                 on_start(job)
+            if stop.requested and deadline is None:  # the jobs save; what still runs in the end is killed
+                executor.stop()
+                deadline = time.monotonic() + GRACE
+            elif stop.requested and time.monotonic() > deadline:
+                executor.kill()
             time.sleep(POLL)
             for job in ended(running, executor):
                 if (job.code in RETRIED or job.code < 0) and job.attempts < attempts and not stop.requested:
@@ -108,8 +113,6 @@ def run_jobs(jobs, executor, *, on_start, on_end, attempts=3, pause=10.0):
                     waiting.append(job)
                 else:
                     on_end(job)
-        if stop.requested:
-            finish_running(running, executor, on_end)
     return stop.requested
 
 
@@ -133,21 +136,6 @@ def ended(running, executor):
             running.remove(job)
             done.append(job)
     return done
-
-
-def finish_running(running, executor, on_end):
-    """Stop the jobs in order: they save, and after GRACE seconds what still runs is killed."""
-    executor.stop()
-    deadline = time.monotonic() + GRACE
-    while running and time.monotonic() < deadline:
-        for job in ended(running, executor):
-            on_end(job)
-        time.sleep(POLL)
-    executor.kill()
-    while running:
-        for job in ended(running, executor):
-            on_end(job)
-        time.sleep(POLL)
 
 
 def last_words(job):

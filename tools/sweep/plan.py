@@ -1,8 +1,9 @@
 """What a sweep has to run: every cell and seed as a complete command of main.py, checked before anything starts."""
 
+import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,11 +11,11 @@ from yacs.config import CfgNode
 
 from config import check, difference, load_config, to_plain
 from models.build import build_model
+from tools.shared.groups import FREE_KEYS
 from tools.shared.runs import read_run
 from tools.sweep.grid import Cell
 from utils.errors import ConfigError, MismatchError, MissingError, RunError
 from utils.run_folder import RunFolder
-from utils.training_state import FREE_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN_KEYS = ("SEED", "TAG", "OUTPUT", "MODEL.NAME")  # the sweep's own: they say which cell and seed a run is
@@ -46,6 +47,11 @@ class Planned:
         return (self.folder / "summary.json").is_file()
 
     @property
+    def summary(self):
+        """What a finished run says of itself."""
+        return json.loads((self.folder / "summary.json").read_text())
+
+    @property
     def command(self):
         """The words that start the run with this Python, from the current folder."""
         return [sys.executable, str(ROOT / "main.py"), *self.argv]
@@ -60,12 +66,12 @@ def plan(grid, seeds, folder, data_paths=None, opts=()):
     for key in (*opts[::2], *(key for cell in grid.cells for key in cell.values)):
         if key in OWN_KEYS:
             raise ConfigError(f"{key}: is set by the sweep itself; use --seeds, --output or `name` in the grid")
-    return [planned(cell, seed, folder, data_paths or {}, list(opts)) for seed in seeds for cell in grid.cells]
+    return [_planned(cell, seed, folder, data_paths or {}, list(opts)) for seed in seeds for cell in grid.cells]
 
 
-def planned(cell, seed, folder, data_paths, opts):
-    """The Planned of one cell and seed."""
-    base = shortest(cell.base)
+def _planned(cell, seed, folder, data_paths, opts):
+    base = Path(os.path.normpath(Path(cell.base).absolute()))
+    base = str(base.relative_to(Path.cwd()) if base.is_relative_to(Path.cwd()) else base)
     options = [word for pair in cell.values.items() for word in pair] + opts + ["MODEL.NAME", cell.name]
     flags = {"OUTPUT": (str(folder), "--output"), "TAG": (f"seed{seed}", "--tag"), "SEED": (seed, "--seed")}
     argv = ["--cfg", base, "--opts", *options, "--output", str(folder), "--tag", f"seed{seed}", "--seed", str(seed)]
@@ -83,10 +89,9 @@ def planned(cell, seed, folder, data_paths, opts):
     return Planned(cell, seed, argv, config)
 
 
-def shortest(path):
-    """`path` relative to the current folder if it lies below it, else absolute."""
-    absolute = Path(os.path.normpath(Path(path).absolute()))
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+def on_gpu(run):
+    """The same run, which main.py refuses where the GPU is not there, instead of training on the CPU."""
+    return replace(run, argv=[*run.argv, "--device", "cuda"]) if run.config.DEVICE == "auto" else run
 
 
 def parameters(config, classes=CLASSES):
@@ -98,14 +103,12 @@ def parameters(config, classes=CLASSES):
 
 def check_models(runs):
     """Build every different model once, without values. Raises ConfigError naming the cell."""
-    done = set()
+    different = {}
     for run in runs:
-        shape = (
-            f"{run.config.MODEL.TYPE} {run.config.MODEL.ARGS} {run.config.MODEL.SHORTCUT} {run.config.DATA.IMG_SIZE}"
-        )
-        if shape in done:
-            continue
-        done.add(shape)
+        config = run.config
+        shape = f"{config.MODEL.TYPE} {config.MODEL.ARGS} {config.MODEL.SHORTCUT} {config.DATA.IMG_SIZE}"
+        different.setdefault(shape, run)
+    for run in different.values():
         try:
             parameters(run.config)
         except RunError as error:

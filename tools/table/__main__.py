@@ -4,9 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from tools.shared.command import exit_code, parser
+from tools.shared.command import command, parser
 from tools.shared.results import deliver, result_path
-from tools.shared.runs import find_runs
 from utils.errors import ConfigError, DataError
 
 DESCRIPTION = """\
@@ -50,21 +49,10 @@ def build_parser():
     return result
 
 
-def run(argv):
-    """The whole tool."""
-    options = build_parser().parse_args(argv)
-    if options.output:
-        result_path(options.output)
-    from tools.table.formats import FORMATS
-
-    rows, metric = make_rows(options.folders, options.metric, options.baseline, options.by, options.pool)
-    deliver(FORMATS[options.format](rows, metric), options.output)
-
-
 def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
     """([Row] with all remarks, the metric that they are compared in) of the runs at or below the folders."""
-    from tools.table.baseline import compare_with, label_axes
-    from tools.table.remarks import axes_of, remark_on_gaps, remark_on_recipes
+    from tools.shared.runs import find_runs
+    from tools.table.remarks import axes_of, compare_with, label_axes, remark_on_gaps, remark_on_recipes
     from tools.table.rows import build_rows
 
     runs, notes = find_runs(folders), read_notes(folders)
@@ -81,7 +69,7 @@ def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
 
 def chosen_metric(rows, wanted):
     """final, best or test; ConfigError if test is wanted and not there."""
-    tested = [bool(row.accuracies("test")) for row in rows if row.runs]
+    tested = [bool(row.scores("test")) for row in rows if row.runs]
     if wanted == "test" and not any(tested):
         raise ConfigError("--metric: test, but no run held images out (DATA.VAL_SPLIT)")
     if wanted != "auto":
@@ -105,9 +93,16 @@ def read_notes(folders):
         raise DataError(f"a *.sweep.json file is damaged ({error})") from None
 
 
-def main(argv=None):
-    """Parse, run, return the exit code."""
-    return exit_code(run, argv)
+@command
+def main(argv):
+    """The whole tool."""
+    options = build_parser().parse_args(argv)
+    if options.output:
+        result_path(options.output)
+    from tools.table.formats import FORMATS
+
+    rows, metric = make_rows(options.folders, options.metric, options.baseline, options.by, options.pool)
+    deliver(FORMATS[options.format](rows, metric), options.output)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import csv
 import io
 import string
-from dataclasses import asdict
-from html import escape
 
 from logger import duration
+from tools.shared.markup import element, join, page, table
+from tools.shared.runs import COUNTED
+from tools.shared.spread import Difference
 from tools.table.rows import METRICS
 
 EMPTY = "–"
@@ -15,24 +16,12 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "Δ": r"$\Delta$",
     "<": r"$<$", ">": r"$>$",
 }  # fmt: skip
-STYLE = (
-    "body{font:16px/1.5 sans-serif;margin:2em}table{border-collapse:collapse}"
-    "th,td{padding:.25em .8em;text-align:right;border-bottom:1px solid #ccc}"
-    "th:first-child,td:first-child{text-align:left}"
-)
 
 
 def letters():
     """a, b, ..., z, aa, ab, ..."""
     for first in ("", *string.ascii_lowercase):
         yield from (first + letter for letter in string.ascii_lowercase)
-
-
-def spread_text(spread):
-    """`85.20 ± 0.31`, in percent."""
-    if spread is None:
-        return EMPTY
-    return f"{spread.mean:.2f}" + (f" ± {spread.std:.2f}" if spread.std is not None else "")
 
 
 def signed(value):
@@ -48,12 +37,6 @@ def difference_text(difference):
     return f"{signed(difference.mean)}{bounds} (n {difference.n})"
 
 
-def seeds_text(row):
-    """`3`, or `2 of 3` where seeds are missing or not finished."""
-    done, waiting = len(row.runs), len(row.missing) + len(row.unfinished)
-    return f"{done} of {done + waiting}" if waiting else str(done)
-
-
 def gap(row, metric):
     """Mean accuracy minus the published one, or None."""
     measured, reference = row.spread(metric), row.published
@@ -62,16 +45,16 @@ def gap(row, metric):
 
 def shown(row, metric, marks):
     """{header: text} of one row. `metric`: what differences and gaps are measured in."""
-    counted, reference, params, macs = row.counts(metric), row.published, row.fact("params"), row.fact("macs")
-    distance = gap(row, metric)
+    reference, params, macs, size = row.published, row.fact("params"), row.fact("macs"), row.fact("img_size")
+    distance, done, waiting = gap(row, metric), len(row.runs), len(row.missing) + len(row.unfinished)
     return {
         "model": row.name,
-        **{f"{name}, %": spread_text(row.spread(name)) for name in METRICS},
-        "n": seeds_text(row),
-        "correct/total": f"{counted[0]}/{counted[1]}" if counted else EMPTY,
+        **{f"{name}, %": str(row.spread(name) or EMPTY) for name in METRICS},
+        "n": f"{done} of {done + waiting}" if waiting else str(done),
+        "/".join(COUNTED): "/".join(map(str, row.counts(metric) or ())) or EMPTY,
         "parameters": f"{params:,}" if params else EMPTY,
         "MACs, M": f"{macs / 1e6:,.2f}" if macs else EMPTY,
-        "image": "×".join(map(str, size)) if isinstance(size := row.fact("img_size"), list) else str(size or EMPTY),
+        "image": "×".join(map(str, size)) if isinstance(size, list) else str(size or EMPTY),
         "time": duration(row.seconds) if row.runs else EMPTY,
         "img/s": f"{row.rate:.0f}" if row.rate else EMPTY,
         f"Δ {metric} [95 %]": difference_text(row.difference),
@@ -87,9 +70,9 @@ def grid_of(rows, metric):
     """(headers, lines of texts, notes as (letter, text)); columns in which nothing stands are left out."""
     texts = dict.fromkeys(note for row in rows for note in row.notes)
     marks = dict(zip(texts, letters(), strict=False))
-    table = [shown(row, metric, [marks[note] for note in row.notes]) for row in rows]
-    headers = [header for header in table[0] if any(line[header] != EMPTY for line in table)]
-    return headers, [[line[header] for header in headers] for line in table], [(marks[text], text) for text in texts]
+    cells = [shown(row, metric, [marks[note] for note in row.notes]) for row in rows]
+    headers = [header for header in cells[0] if any(line[header] != EMPTY for line in cells)]
+    return headers, [[line[header] for header in headers] for line in cells], [(marks[text], text) for text in texts]
 
 
 def markdown(rows, metric):
@@ -99,8 +82,8 @@ def markdown(rows, metric):
     def row_of(cells):
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    table = [row_of(headers), "|" + "---|" * len(headers), *(row_of(line) for line in lines)]
-    return "\n".join(table + [""] * bool(notes) + [f"- {letter}: {text}" for letter, text in notes]) + "\n"
+    parts = [row_of(headers), "|" + "---|" * len(headers), *map(row_of, lines), *[""] * bool(notes)]
+    return "\n".join([*parts, *(f"- {letter}: {text}" for letter, text in notes)]) + "\n"
 
 
 def latex(rows, metric):
@@ -119,51 +102,41 @@ def latex(rows, metric):
     return "\n".join(["% needs \\usepackage{booktabs}", *parts]) + "\n"
 
 
+def part_of_page(rows, metric):
+    """The table and its notes as Markup, for a page that holds more."""
+    headers, lines, notes = grid_of(rows, metric)
+    remarks = (element("p", f"{letter}: {text}", class_="note") for letter, text in notes)
+    return join(table(headers, lines, "Mean ± standard deviation over the seeds; n: number of runs"), *remarks)
+
+
 def html(rows, metric):
     """A page of its own that needs nothing else."""
-    headers, lines, notes = grid_of(rows, metric)
-
-    def row_of(tag, cells):
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Results</title>',
-        f"<style>{STYLE}</style></head>",
-        f"<body>\n<table>\n<thead>{row_of('th', headers)}</thead>\n<tbody>",
-        *(row_of("td", line) for line in lines),
-        "</tbody></table>",
-        *(f"<p><sup>{letter}</sup> {escape(text)}</p>" for letter, text in notes),
-        "</body></html>",
-    ]
-    return "\n".join(parts) + "\n"
+    return page("Results", part_of_page(rows, metric))
 
 
 def raw(row, metric):
     """{column: value} of one row with every figure unrounded, for CSV."""
-    accuracy = {name: row.spread(name) for name in METRICS}
-    parts = {f"{name}_{part}": getattr(found, part) if found else None
-             for name, found in accuracy.items() for part in ("mean", "std")}  # fmt: skip
-    counted, reference = row.counts(metric) or (None, None), row.published
-    difference = asdict(row.difference) if row.difference else dict.fromkeys(("mean", "low", "high", "n"))
+    reference = row.published
+    measured = {f"{name}_{part}": getattr(row.spread(name), part, None) for name in METRICS for part in ("mean", "std")}
+    difference = row.difference or Difference(None, None, None, None)
     figures = {
         "model": row.name,
-        **parts,
+        **measured,
         "n": len(row.runs),
         "seeds": " ".join(map(str, sorted(row.runs))),
         "missing_seeds": " ".join(map(str, row.missing)),
         "unfinished_seeds": " ".join(map(str, sorted(row.unfinished))),
         "metric": metric,
-        "correct": counted[0],
-        "total": counted[1],
+        **dict(zip(COUNTED, row.counts(metric) or [None] * len(COUNTED), strict=True)),
         "params": row.fact("params"),
         "macs": row.fact("macs"),
         "img_size": row.fact("img_size"),
         "seconds": row.seconds,
         "img_per_s": row.rate,
         "baseline": row.baseline,
-        **{f"difference_{name}": value for name, value in difference.items()},
-        "published": reference.accuracy if reference else None,
-        "published_source": reference.source if reference else None,
+        **{f"difference_{name}": value for name, value in difference._asdict().items()},
+        "published": getattr(reference, "accuracy", None),
+        "published_source": getattr(reference, "source", None),
         "gap": gap(row, metric),
         "notes": "; ".join(row.notes),
     }
@@ -173,11 +146,11 @@ def raw(row, metric):
 
 def comma_separated(rows, metric):
     """CSV with a header line; all columns, figures unrounded, notes in full."""
-    table = [raw(row, metric) for row in rows]
+    lines = [raw(row, metric) for row in rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, dict.fromkeys(column for line in table for column in line), lineterminator="\n")
+    writer = csv.DictWriter(text, dict.fromkeys(column for line in lines for column in line), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows(lines)
     return text.getvalue()
 
 

@@ -1,12 +1,12 @@
-"""Rows of a results table: runs that may be averaged, and remarks on everything that makes a row doubtful."""
+"""Rows of a results table: runs that may be averaged, kept apart by where they come from."""
 
-import json
 import statistics
 from dataclasses import dataclass, field
 
 from config import flat
 from tools.shared.groups import group_runs
 from tools.shared.published import Published, published
+from tools.shared.runs import pooled, score
 from tools.shared.spread import Difference, Spread, spread
 from utils.errors import listing
 
@@ -22,7 +22,7 @@ class Row:
     name: str
     labels: dict  # axis -> label
     config: dict  # flat
-    runs: dict  # seed -> finished RunRecord
+    runs: dict = field(default_factory=dict)  # seed -> finished RunRecord
     provenance: dict = field(default_factory=dict)
     unfinished: dict = field(default_factory=dict)  # seed -> epochs done
     missing: list = field(default_factory=list)
@@ -30,19 +30,27 @@ class Row:
     difference: Difference | None = None
     baseline: str = ""
 
-    def accuracies(self, metric):
-        """{seed: top-1 in percent}; `metric` as in METRICS."""
+    @property
+    def cell(self):
+        """The name of its cell of a sweep."""
+        return self.config.get("MODEL.NAME", self.name)
+
+    def _evaluations(self, metric):
         found = {seed: run.summary.get(metric) for seed, run in self.runs.items()}
-        return {seed: 100 * score["correct"] / score["total"] for seed, score in found.items() if score}
+        return {seed: counts for seed, counts in found.items() if counts}
+
+    def scores(self, metric):
+        """{seed: headline in percent}; `metric` as in METRICS."""
+        return {seed: score(counts) for seed, counts in self._evaluations(metric).items()}
 
     def spread(self, metric) -> Spread | None:
         """Mean and deviation over the seeds."""
-        return spread(self.accuracies(metric).values())
+        return spread(self.scores(metric).values())
 
     def counts(self, metric):
-        """(correct, total) over all seeds, or None."""
-        scores = [run.summary[metric] for run in self.runs.values() if run.summary.get(metric)]
-        return (sum(s["correct"] for s in scores), sum(s["total"] for s in scores)) if scores else None
+        """The counts of all seeds together, as tools.shared.runs.COUNTED names them; or None."""
+        found = self._evaluations(metric).values()
+        return pooled(found) if found else None
 
     def fact(self, name):
         """A figure of the summaries that all seeds share (params, macs), or None."""
@@ -68,17 +76,7 @@ class Row:
 def provenance_of(run):
     """{name: comparable value} of where a run comes from; what an unfinished run does not know is None."""
     environment = run.environment or {}
-    data = None
-    if run.rows:
-        facts = {"validation images": run.rows[-1]["total"], "last step of epoch 1": run.rows[0]["step"]}
-        data = json.dumps(facts)
-    return {
-        "commit": environment.get("commit"),
-        "packages": json.dumps(environment.get("packages"), sort_keys=True),
-        "processes": environment.get("processes"),
-        "data": data,
-        **{name: environment.get(name) for name in HARDWARE},
-    }
+    return {name: environment.get(name) for name in (*PROVENANCE, *HARDWARE)} | {"data": run.data}
 
 
 def build_rows(runs, notes, pool=()):
@@ -86,26 +84,21 @@ def build_rows(runs, notes, pool=()):
 
     notes: contents of *.sweep.json files, for labels, expected seeds and cells without a run.
     """
-    groups = group_runs(runs)
     every_seed = {run.seed for run in runs}
     rows = []
-    for group in groups:
+    for group in group_runs(runs):
         cell = group.runs[0].config["MODEL"]["NAME"]
         found = [note for note in notes if cell in note["cells"]]
         expected = {seed for note in found for seed in note["seeds"]} or every_seed
         labels = found[0]["cells"][cell]["labels"] if found else {}
         rows += split_by_origin(group, labels, expected, pool)
+    done = {row.cell for row in rows}
     for note in notes:
-        for name, cell in note["cells"].items():
-            if name not in map(cell_of, rows):
-                rows.append(Row(name, cell["labels"], {}, {}, missing=list(note["seeds"])))
+        for name in note["cells"].keys() - done:
+            rows.append(Row(name, note["cells"][name]["labels"], {}, missing=list(note["seeds"])))
+        done |= note["cells"].keys()
     order = [name for note in notes for name in note["cells"]]
-    return sorted(rows, key=lambda row: order.index(cell_of(row)) if cell_of(row) in order else len(order))
-
-
-def cell_of(row):
-    """The name of the row's cell of a sweep."""
-    return row.config.get("MODEL.NAME", row.name)
+    return sorted(rows, key=lambda row: order.index(row.cell) if row.cell in order else len(order))
 
 
 def split_by_origin(group, labels, expected, pool):
@@ -114,34 +107,34 @@ def split_by_origin(group, labels, expected, pool):
     for run in group.runs:
         if run.finished:
             origin = provenance_of(run)
-            key = tuple(str(origin[name]) for name in PROVENANCE if name not in pool)
-            parts.setdefault(key, []).append(run)
-    config = flat(group.runs[0].config)
-    rows = [Row(group.name, labels, config, {}, provenance_of(part[0])) for part in parts.values()]
-    rows = rows or [Row(group.name, labels, config, {}, provenance_of(group.runs[0]))]
-    for row, part in zip(rows, parts.values(), strict=False):
-        for run in part:
+            parts.setdefault(repr([origin[name] for name in PROVENANCE if name not in pool]), []).append(run)
+    config, rows = flat(group.runs[0].config), []
+    for part in parts.values() or [group.runs[:1]]:  # without a finished run: one row, which says where it comes from
+        row = Row(group.name, labels, config, provenance=provenance_of(part[0]))
+        for run in part if parts else ():
             if run.seed in row.runs:
                 row.notes.append(f"seed {run.seed} is there twice; {run.path} is not counted")
             else:
                 row.runs[run.seed] = run
-        describe_mixture(row, row.runs.values(), pool)
+        if parts:
+            describe_mixture(row, pool)
+        rows.append(row)
     done = {seed for row in rows for seed in row.runs}
-    pending = {run.seed: len(run.rows) for run in group.runs if not run.finished and run.seed not in done}
-    rows[0].unfinished = pending
-    rows[0].missing = sorted(expected - done - pending.keys())
+    rows[0].unfinished = {run.seed: len(run.rows) for run in group.runs if not run.finished and run.seed not in done}
+    rows[0].missing = sorted(expected - done - rows[0].unfinished.keys())
     if len(rows) > 1:
         name_by_origin(rows)
     return rows
 
 
-def describe_mixture(row, counted, pool):
-    """Remarks on the counted runs of one row that differ in what is averaged nevertheless."""
-    origins = [provenance_of(run) for run in counted]
+def describe_mixture(row, pool):
+    """Remarks on the runs of one row that differ in what is averaged nevertheless."""
+    origins = [provenance_of(run) for run in row.runs.values()]
     for name in (*pool, *HARDWARE):
         values = sorted({str(origin[name]) for origin in origins})
         if len(values) > 1:
-            row.notes.append(f"averaged over different {name}: {shown_values(values)}")
+            shown = listing([value if len(value) <= 60 else value[:57] + "..." for value in values], 4)
+            row.notes.append(f"averaged over different {name}: {shown}")
     if str(row.provenance["commit"]).endswith("-dirty"):
         row.notes.append("the source had uncommitted changes")
 
@@ -160,13 +153,7 @@ def brief(row, rows, name):
     value = row.provenance[name]
     if name == "commit":
         return str(value)[:8] + "-dirty" * str(value).endswith("-dirty")
-    if name in ("packages", "data") and value:
-        others = [json.loads(other.provenance[name] or "{}") or {} for other in rows]
-        mine = json.loads(value) or {}
-        return " ".join(f"{key} {v}" for key, v in mine.items() if any(other.get(key) != v for other in others))
+    if isinstance(value, dict):
+        others = [other.provenance[name] or {} for other in rows]
+        return " ".join(f"{key} {v}" for key, v in value.items() if any(other.get(key) != v for other in others))
     return str(value)
-
-
-def shown_values(values):
-    """Values in one short line."""
-    return listing([value if len(value) <= 60 else value[:57] + "..." for value in values], 4)

@@ -10,7 +10,7 @@ from string import Template
 from tools.shared.figures import styled
 
 SMALL = 96  # pixels; what is smaller would be blurred beyond recognition
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE = Path(__file__).with_name("page.html")
 
 
 class Markup(str):

@@ -1,20 +1,19 @@
 """What a sweep would cost: parameters and seconds of every run, from a few real training steps of every model."""
 
 import json
+import statistics
 import time
 
 import torch
 
 from config import to_plain
 from data import build_data
-from engine import autocast, train_step
 from logger import Logger, duration
+from tools.shared.steps import Steps, changed
 from tools.sweep.plan import parameters
-from utils import run, training_state
+from utils import run
 from utils.distributed import World, choose_device
 from utils.errors import MissingError
-from utils.signals import STOP_SIGNALS
-from utils.throughput import timed
 
 KNOWN = {  # images to train on, images to validate on, classes
     "cifar10": (50_000, 10_000, 10),
@@ -30,7 +29,7 @@ FREE_OF_SIZE = ("NAME", "NUM_CLASSES", "PRETRAINED", "RESUME")  # keys of MODEL 
 def dry_run(runs, places, say=print):
     """Print every cell with parameters and time; returns 0. `places`: how many runs are made at a time."""
     torch.set_num_threads(max(1, torch.get_num_threads() // places))
-    measured = Measured()
+    measured = Measured(choose_device(runs[0].config.DEVICE))
     cells = {}
     for planned in runs:
         cells.setdefault(planned.cell.name, []).append(planned)
@@ -49,10 +48,10 @@ def dry_run(runs, places, say=print):
 
 
 class Measured:
-    """Times of training steps and of the data path, each measured once per different model or pipeline."""
+    """Times of training steps and of the data path on a device, each measured once per different model or pipeline."""
 
-    def __init__(self):
-        self.steps, self.data, self.device, self.sources = {}, {}, None, []
+    def __init__(self, device):
+        self.device, self.steps, self.data, self.sources = device, {}, {}, []
 
     def text(self):
         """What the estimate rests on."""
@@ -61,29 +60,30 @@ class Measured:
 
     def seconds_of(self, config):
         """(seconds of a whole run or None if the size of its data is unknown, number of classes)."""
-        self.device = choose_device(config.DEVICE)
-        data_key = json.dumps([to_plain(config)[section] for section in ("DATA", "AUG", "TEST")], sort_keys=True)
-        if data_key not in self.data:
-            self.data[data_key] = self.measure_data(config)
-        train, val, classes, per_image = self.data[data_key]
-        step, forward = self.measure_step(config, classes)
-        workers = max(1, config.DATA.NUM_WORKERS)
+        plain = to_plain(config)
+        key = json.dumps([plain[section] for section in ("DATA", "AUG", "TEST")], sort_keys=True)
+        if key not in self.data:
+            self.data[key] = self.measure_data(config)
+        train, val, classes, per_image = self.data[key]
+        model = {name: value for name, value in plain["MODEL"].items() if name not in FREE_OF_SIZE}
+        key = json.dumps([model, plain["DATA"]["IMG_SIZE"], plain["AMP"], plain["TRAIN"], plain["COMPILE"]])
+        if key not in self.steps:
+            self.steps[key] = self.measure_step(config, classes)
         if self.device.type == "cpu":  # loader workers compete for the same cores
-            step, forward = step + per_image, forward + per_image
+            step, forward = (seconds + per_image for seconds in self.steps[key])
         else:
-            step, forward = max(step, per_image / workers), max(forward, per_image / workers)
+            step, forward = (max(seconds, per_image / max(1, config.DATA.NUM_WORKERS)) for seconds in self.steps[key])
         return train and config.TRAIN.EPOCHS * (train * step + val * forward), classes
 
     def measure_data(self, config):
         """(training images or None, validation images, classes, seconds of the data path per image)."""
-        small = changed(config, DATA__BATCH_SIZE=CPU_IMAGES, DATA__NUM_WORKERS=0, DATA__DOWNLOAD=False)
         name = config.DATA.DATASET
+        alone = changed(config, {"DATA.BATCH_SIZE": CPU_IMAGES, "DATA.NUM_WORKERS": 0, "DATA.DOWNLOAD": False})
         try:
-            data = build_data(small, log=lambda line: None)
+            data = build_data(alone, log=lambda line: None)
         except MissingError:
-            train, val, classes = KNOWN.get(name, (None, None, config.MODEL.NUM_CLASSES or 10))
             self.sources.append(f"{name} is not there: noise instead of its images, the data path not counted")
-            return train, val, classes, 0.0
+            return *KNOWN.get(name, (None, None, config.MODEL.NUM_CLASSES or 10)), 0.0
         batches = data.train.epoch(0)
         next(batches)
         count, start = 0, time.perf_counter()
@@ -95,61 +95,36 @@ class Measured:
 
     def measure_step(self, config, classes):
         """(seconds of a training step, seconds of a forward pass), both per image, on noise."""
-        plain = to_plain(config)
-        model = {key: value for key, value in plain["MODEL"].items() if key not in FREE_OF_SIZE}
-        key = json.dumps([model, plain["DATA"]["IMG_SIZE"], plain["AMP"], plain["TRAIN"], plain["COMPILE"]])
-        if key not in self.steps:
-            batch = config.DATA.BATCH_SIZE
-            few = min(CPU_IMAGES, batch) if self.device.type == "cpu" else batch
-            seconds = self.time_steps(config, classes, few)
-            if few < batch and seconds[0] * few < SMALL_STEP:
-                seconds = self.time_steps(config, classes, batch)
-            self.steps[key] = seconds
-        return self.steps[key]
+        batch = config.DATA.BATCH_SIZE
+        few = min(CPU_IMAGES, batch) if self.device.type == "cpu" else batch
+        seconds = self.time_steps(config, classes, few)
+        if few < batch and seconds[0] * few < SMALL_STEP:
+            seconds = self.time_steps(config, classes, batch)
+        return seconds
 
     def time_steps(self, config, classes, images):
         """Build the model and take real training steps of so many images."""
-        fake = f"fake:train={max(classes, images)},val={classes},classes={classes}"
-        noise = changed(
-            config, DATA__DATASET=fake, DATA__DATA_PATH="", DATA__ZIP_MODE=False, DATA__BATCH_SIZE=images,
-            DATA__NUM_WORKERS=0, DATA__VAL_SPLIT=0.0, MODEL__NUM_CLASSES=classes,
-        )  # fmt: skip
-        world = World(self.device)
-        data, model = run.build(noise, world, Logger(enabled=False))
-        state = training_state.build_state(noise, world, model, data.mixing.criterion, data.train.batches_per_epoch)
-        settings = training_state.build_settings(noise, self.device)
+        noise = {
+            "DATA.DATASET": f"fake:train={max(classes, images)},val={classes},classes={classes}",
+            "DATA.DATA_PATH": "",
+            "DATA.ZIP_MODE": False,
+            "DATA.BATCH_SIZE": images,
+            "DATA.NUM_WORKERS": 0,
+            "DATA.VAL_SPLIT": 0.0,
+            "MODEL.NUM_CLASSES": classes,
+        }
+        config, world = changed(config, noise), World(self.device)
+        data, model = run.build(config, world, Logger(enabled=False))
+        steps = Steps(config, world, model, data.mixing, data.train.batches_per_epoch)
         batch = tuple(part.to(self.device) for part in next(data.train.epoch(0)))
-        no_wishes = [0.0] * (len(STOP_SIGNALS) + 1)
-
-        def step():
-            train_step(state, settings, data.mixing, world, [batch], lambda: no_wishes)
-
-        @torch.inference_mode()
-        def forward():
-            with autocast(self.device, settings.amp_dtype):
-                state.eval_runner(batch[0])
-
-        state.runner.train()
-        seconds = per_call(step, self.device)
-        state.evaluator.eval()
-        return seconds / images, per_call(forward, self.device) / images
+        seconds = median_seconds(lambda: steps.seconds([batch]))
+        return seconds / images, median_seconds(lambda: steps.forward_seconds(batch[0])) / images
 
 
-def per_call(function, device):
-    """Seconds of a call after a first one: the median of at most STEPS calls within about SECONDS."""
-    timed(function, 1, device)
+def median_seconds(measure):
+    """The median of at most STEPS measurements within about SECONDS, after one that does not count."""
+    measure()
     seconds = []
     while len(seconds) < STEPS and sum(seconds) < SECONDS:
-        seconds.append(timed(function, 1, device))
-    return sorted(seconds)[len(seconds) // 2]
-
-
-def changed(config, **values):
-    """A copy of the configuration with other values; keys with __ for the dot."""
-    copy = config.clone()
-    copy.defrost()
-    for key, value in values.items():
-        section, _, name = key.partition("__")
-        copy[section][name] = value
-    copy.freeze()
-    return copy
+        seconds.append(measure())
+    return statistics.median_high(seconds)

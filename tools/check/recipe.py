@@ -1,24 +1,54 @@
-"""A picture of what the model is shown: images as they are evaluated, augmented, and mixed, with their classes."""
+"""What the recipe makes of it: the learning rate over the run as a line of bars, and the images as a picture."""
 
 import torch
 
-from tools.check.finding import failed, ok
-from tools.check.subject import spread, stack
-from utils.run_folder import storage_errors
+from tools.check.subject import failed, ok, spread, stack, warning
+from utils.files import storage_errors
 
-COLUMNS = 8
+WIDTH = 60  # columns of the plot of the learning rate
+BARS = " ▁▂▃▄▅▆▇█"
+COLUMNS = 8  # images beside each other
 NAME = "examples.png"
 MIXED_ROWS = 2  # steps of the run whose draws are shown: the first ones that mix visibly
 FIRST_STEPS, VISIBLE = 40, 0.9  # steps that are tried; the largest share of a class in a visible mixture
 LONGEST = 16  # characters of a class name
 
 
+def check_schedule(subject):
+    """The learning rate in effect, after scaling: warm-up, peak and end in steps and epochs, and the whole course."""
+    train, per_epoch = subject.config.TRAIN, subject.steps_per_epoch
+    schedule = subject.schedule(subject.config)
+    total, warmup = schedule.total_steps, schedule.warmup_steps
+    rates = [schedule(column * total // WIDTH) for column in range(WIDTH)]
+    peak = max(*rates, schedule(min(warmup, total - 1)))
+    top = max(peak, schedule.base_lr) or 1.0
+    places = {"first step": 0, "warm-up ends": warmup, "half way": total // 2, "last step": total - 1}
+    rows = (
+        "|" + "".join(BARS[round(rate / top * (len(BARS) - 1))] for rate in rates) + "|",
+        *(f"{name:<13} {schedule(step):.2e}  step {step:,}, after {step / per_epoch:.1f} epochs"
+          for name, step in places.items() if name != "warm-up ends" or warmup),
+    )  # fmt: skip
+    scaling = "" if train.LR_SCALING == "none" else f", scaled ({train.LR_SCALING}) from {train.BASE_LR:g}"
+    text = f"{schedule.name}, peak {peak:.3g}{scaling}, {total:,} steps of {subject.global_batch} images"
+    if peak <= 0:
+        return [failed(f"{text}: nothing will be learnt", "TRAIN.BASE_LR above 0")]
+    if schedule(0) > schedule.base_lr:
+        return [warning(f"{text}, but it falls during the warm-up", "TRAIN.WARMUP_LR below BASE_LR", rows)]
+    return [ok(text, rows=rows)]
+
+
 def check_examples(subject):
-    """Write the picture. Images that are not finite, or all of one colour after augmentation, are a failure."""
+    """Write the picture of what the model is shown: images as evaluated, augmented, and mixed, with their classes.
+
+    Images that are not finite, or all of one colour after augmentation, are a failure.
+    """
     config, indices = subject.config, spread(len(subject.parts["train"]), COLUMNS)
     plain, labels = stack(subject.plain_samples(config), indices)
     augmented, targets = stack(subject.train_samples(config), [(0, index) for index in indices])
-    problem = problem_with(augmented)
+    finite = torch.isfinite(augmented).flatten(1).all(1)
+    problem = "" if finite.all() else f"{int((~finite).sum())} of {len(augmented)} are not finite"
+    if all(image.max() == image.min() for image in augmented):
+        problem = "all of them have one colour all over"
     if problem:
         return [failed(problem, "look at DATA.MEAN, DATA.STD and the AUG section")]
     names = subject.info.class_names
@@ -31,14 +61,6 @@ def check_examples(subject):
     draw([(name, restored(images, subject.info), captions) for name, images, captions in rows], path)
     mixed = "" if len(rows) > 2 else ", hardly ever mixed" if subject.mixing(config).active else ", mixing is off"
     return [ok(f"{', '.join(name for name, *_ in rows)}{mixed}: {len(indices)} images each, saved as {path}")]
-
-
-def problem_with(images):
-    """What is wrong with augmented images (B, 3, H, W), or ''."""
-    if not torch.isfinite(images).all():
-        return f"{int((~torch.isfinite(images)).flatten(1).any(1).sum())} of {len(images)} are not finite"
-    flat = [image for image in images if image.max() == image.min()]
-    return "all of them have one colour all over" if len(flat) == len(images) else ""
 
 
 def mixed_rows(mixing, images, targets, seed, names):
