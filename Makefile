@@ -1,10 +1,11 @@
 # make demo: train on an embedded dataset in two minutes.  make test: lint and the whole test suite.
-# Both create .venv from the requirements on their first call; PYTHON chooses the interpreter (3.10 or newer).
+# make quick: lint and the tests to run while writing.
+# All create .venv from the requirements on their first call; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV := .venv
 WORKERS ?= 2
 
-.PHONY: demo test clean
+.PHONY: demo test quick clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m tools.demo
@@ -12,6 +13,10 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+quick: $(VENV)/ready-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,144 +2,245 @@
 
 Every value knows its origin ('configs/a.yaml:12', '--opts', '--batch-size' or 'default'); `--print-config` shows it.
 The helpers are utils/yaml_lines.py (files and lines), utils/config_values.py (types), utils/config_keys.py (unknown
-keys) and utils/config_checks.py (ranges and choices).
+keys) and utils/config_rules.py (rules).
 """
 
 from pathlib import Path
 
 from yacs.config import CfgNode as CN
 
-from utils.config_checks import check
 from utils.config_keys import unknown_key
-from utils.config_values import as_yaml, convert, free_value
+from utils.config_rules import (
+    AREAS,
+    BETAS,
+    BOX_SIDES,
+    CHANNELS,
+    DEVIATIONS,
+    FOLDER_NAME,
+    FRACTION,
+    NOT_EMPTY,
+    ODD_SIZES,
+    PIXELS,
+    POLICY,
+    PROBABILITY,
+    RATIOS,
+    SPAN,
+    Key,
+    at_least,
+    check_rules,
+    check_together,
+    one_of,
+)
+from utils.config_values import as_yaml, convert, free_value, image_size, span
 from utils.errors import ConfigError
 from utils.yaml_lines import Leaf, parse_value, read_leaves, shown_path
 
-__all__ = ["check", "completed", "default_config", "difference", "dump_with_origins", "flat", "load_config", "to_plain"]
+# When a key has no effect, for those that share the reason.
+ALONE = "there is one process"
+NO_AVERAGE = "TRAIN.EMA.ENABLE is false"
+NO_GPU = "the device is no GPU"
+NO_SHORTCUT = "there is no shortcut (MODEL.SHORTCUT.KERNELS is []), or TIED with SPAN 1"
+NO_STEPS = "only LR_SCHEDULER.NAME step decays in epochs"
+NOT_ERASED = "AUG.REPROB is 0"
+NOT_MIXED = "neither AUG.MIXUP nor AUG.CUTMIX is on"
+NOT_RESIZED = "AUG.CROP is not resized"
+OFF_AMP = "AMP.ENABLE is false"
+ON_CPU = "the images are augmented on the CPU here (DATA.PIPELINE)"
+OTHER_OPTIMIZER = "TRAIN.OPTIMIZER.NAME does not have it"
 
-_C = CN()
-_C.OUTPUT = "output"  # run folders are OUTPUT/MODEL.NAME/TAG
-_C.TAG = "default"  # name of this run among runs of the same configuration
-_C.SEED = 0  # of weights, sample order, augmentation, mixing and dropout
-_C.DEVICE = "auto"  # auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N, mps, ...
-_C.COMPILE = False  # torch.compile the step: forward, loss and backward; and the evaluation
-_C.COMPILE_MODE = "default"  # or reduce-overhead (CUDA graphs), max-autotune[-no-cudagraphs] (tries kernels)
-_C.DETERMINISTIC = False  # deterministic algorithms only; slower on GPUs
-_C.PRINT_FREQ = 50  # optimizer steps between two lines of the log
-_C.TENSORBOARD = True  # write TensorBoard files into the run folder
-_C.DIST_TIMEOUT = 600.0  # seconds until a process that waits for the others gives up
+# fmt: off
+KEYS = {  # a new key is a row here and a use in the builder that reads it
+    "TASK": Key("classification", "what is learned and how it is judged (package tasks)", NOT_EMPTY, built=False),
+    "OUTPUT": Key("output", "where run folders are made: OUTPUT/MODEL.NAME/TAG", NOT_EMPTY, free=True),
+    "TAG": Key("default", "name of this run among runs of the same configuration", FOLDER_NAME, free=True),
+    "SEED": Key(0, "seed of weights, sample order, augmentation, mixing and dropout", at_least(0), built=False),
+    "DEVICE": Key("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, ...", NOT_EMPTY, free=True),
+    "COMPILE": Key(False, "compile the step (torch.compile): forward, loss and backward; and the evaluation",
+        free=True),
+    "COMPILE_MODE": Key("default",
+        "of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune[-no-cudagraphs] (tries kernels)",
+        one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"), free=True,
+        idle="COMPILE is false"),
+    "DETERMINISTIC": Key(False, "deterministic algorithms only; slower on GPUs", built=False),
+    "PRINT_FREQ": Key(50, "optimizer steps between two lines of the log", at_least(1), free=True),
+    "TENSORBOARD": Key(True, "write TensorBoard files into the run folder", free=True),
+    "DIST_TIMEOUT": Key(600.0, "seconds until a process that waits for the others gives up", at_least(1), free=True,
+        idle=ALONE),
 
-_C.MODEL = CN()
-_C.MODEL.TYPE = "vit_tiny"  # a variant of the package models
-_C.MODEL.NAME = ""  # names the run folder; empty: the name of the --cfg file
-_C.MODEL.NUM_CLASSES = 0  # 0: as many as the data has; otherwise the two must agree
-_C.MODEL.DROP_RATE = 0.0  # dropout probability
-_C.MODEL.DROP_PATH_RATE = 0.0  # stochastic depth of the last block, rising linearly from 0
-_C.MODEL.LABEL_SMOOTHING = 0.1  # share of the target spread over all classes
-_C.MODEL.PRETRAINED = ""  # weights to start from (.pth, .safetensors)
-_C.MODEL.RESUME = ""  # checkpoint to evaluate (--eval) or to continue in a run folder that has none
-_C.MODEL.INIT = "paper"  # initial weights: paper (the published code's) or timm
-_C.MODEL.ARGS = CN(new_allowed=True)  # constructor keywords of the model in upper case, for instance PATCH_SIZE: 4
-_C.MODEL.SHORTCUT = CN()
-_C.MODEL.SHORTCUT.KERNELS = []  # kernel sizes of the parallel depth-wise convolutions; []: the plain backbone
-_C.MODEL.SHORTCUT.SPAN = 1  # consecutive blocks that one shortcut bypasses; stage: all blocks of a stage
-_C.MODEL.SHORTCUT.IDENTITY = False  # add the block's input itself (table 2, "shortcut")
-_C.MODEL.SHORTCUT.TIED = False  # SPAN blocks share one module's weights, each bypassed on its own
-_C.MODEL.SHORTCUT.LEARNED_SCALE = False  # a learned factor per shortcut, 1 at the start
-_C.MODEL.SHORTCUT.IMPL = "auto"  # torch (plain modules), triton (one GPU operator) or auto (triton on NVIDIA GPUs)
+    "MODEL.TYPE": Key("vit_tiny", "a variant of the package models", NOT_EMPTY, built=False),
+    "MODEL.NAME": Key("", "names the run folder; empty: the name of the --cfg file", FOLDER_NAME, free=True),
+    "MODEL.NUM_CLASSES": Key(0, "0: as many as the data has; otherwise the two must agree", at_least(0), built=False),
+    "MODEL.DROP_RATE": Key(0.0, "dropout probability", FRACTION),
+    "MODEL.DROP_PATH_RATE": Key(0.0, "stochastic depth of the last block, rising linearly from 0", FRACTION,
+        idle="it rises from 0 at the first block, and there is only one"),
+    "MODEL.LABEL_SMOOTHING": Key(0.1, "share of the target spread over all classes", FRACTION),
+    "MODEL.PRETRAINED": Key("", "weights to start from (.pth or .safetensors); head and positions are adapted",
+        built=False),
+    "MODEL.RESUME": Key("", "checkpoint to evaluate (--eval) or to continue in a run folder that has none", free=True),
+    "MODEL.INIT": Key("paper", "initial weights: paper (the published code's) or timm", one_of("paper", "timm"),
+        idle="this model has its own initial values"),
+    "MODEL.ARGS": Key(CN(new_allowed=True),
+        "constructor keywords of the model in upper case, for instance PATCH_SIZE: 4"),
+    "MODEL.SHORTCUT.KERNELS": Key([], "kernel sizes of the parallel depth-wise convolutions; []: the plain backbone",
+        ODD_SIZES, kind=int),
+    "MODEL.SHORTCUT.SPAN": Key(1, "consecutive blocks that one shortcut bypasses; stage: all blocks of a stage",
+        SPAN, kind=span, idle=NO_SHORTCUT),
+    "MODEL.SHORTCUT.IDENTITY": Key(False, "add the block's input itself (table 2 of arXiv 2407.19394)"),
+    "MODEL.SHORTCUT.TIED": Key(False, "SPAN blocks share one module's weights, each bypassed on its own",
+        idle=NO_SHORTCUT),
+    "MODEL.SHORTCUT.LEARNED_SCALE": Key(False, "a learned factor per shortcut, 1 at the start", idle=NO_SHORTCUT),
+    "MODEL.SHORTCUT.IMPL": Key("auto",
+        "torch (plain modules), triton (one GPU operator) or auto (triton on NVIDIA GPUs)",
+        one_of("auto", "torch", "triton"), free=True, idle=NO_SHORTCUT),
 
-_C.DATA = CN()
-_C.DATA.DATASET = "digits"  # digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake
-_C.DATA.DATA_PATH = ""  # folder that holds the dataset
-_C.DATA.IMG_SIZE = 224  # side in pixels, or [HEIGHT, WIDTH]
-_C.DATA.BATCH_SIZE = 128  # images per process and forward pass
-_C.DATA.INTERPOLATION = "bicubic"  # of crops and of the resizing for evaluation
-_C.DATA.NUM_WORKERS = -1  # loader processes per process; -1: as many as it has cores, at most 8
-_C.DATA.PIN_MEMORY = True  # page-locked host memory, for faster copies to a GPU
-_C.DATA.ZIP_MODE = False  # imagenet as train.zip and val.zip with train_map.txt and val_map.txt
-_C.DATA.CACHE_MODE = "part"  # zip only, kept in memory: no, full (everything) or part (what this process reads)
-_C.DATA.VAL_SPLIT = 0.0  # fraction of the training set held out to choose the epoch; the test set is then read once
-_C.DATA.BAD_IMAGES = "error"  # an unreadable training image: error, or skip (counted and logged)
-_C.DATA.WORKER_TIMEOUT = 300.0  # seconds without a batch until a loader counts as hung; 0: wait for ever
-_C.DATA.DOWNLOAD = True  # fetch cifar10 and cifar100 if they are absent
-_C.DATA.PIPELINE = "auto"  # augment on the cpu (PIL), the device, or auto: the device on CUDA where the recipe allows
-_C.DATA.DEVICE_BUDGET = 8.0  # GB of pixels that may lie on the device; with more, workers decode and crop
-_C.DATA.AUGMENT_IMPL = "auto"  # of the device pipeline: torch, triton, or auto (triton where it runs)
-_C.DATA.PIXEL_CACHE = ""  # folder for images decoded once for the device; empty: .datasets/pixels
-_C.DATA.DECODER = "pil"  # of JPEG files that are read as it goes: pil, or torchcodec on the device (docs/data.md)
-_C.DATA.MEAN = []  # of the channels, for normalisation; []: the dataset's own
-_C.DATA.STD = []  # likewise
+    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake", NOT_EMPTY,
+        built=False),
+    "DATA.DATA_PATH": Key("", "folder that holds the dataset", free=True, idle="the dataset needs no files"),
+    "DATA.IMG_SIZE": Key(224, "side in pixels, or [HEIGHT, WIDTH]", PIXELS, kind=image_size, built=False),
+    "DATA.BATCH_SIZE": Key(128, "images per process and forward pass", at_least(1), built=False),
+    "DATA.INTERPOLATION": Key("bicubic", "of crops and of the resizing for evaluation",
+        one_of("bicubic", "bilinear", "nearest", "lanczos")),
+    "DATA.NUM_WORKERS": Key(-1, "loader processes per process; -1: as many as it has cores, at most 8",
+        at_least(-1), free=True),
+    "DATA.PIN_MEMORY": Key(True, "page-locked host memory, for faster copies to a GPU", free=True, idle=NO_GPU),
+    "DATA.ZIP_MODE": Key(False, "read imagenet from train.zip and val.zip with train_map.txt and val_map.txt",
+        built=False),
+    "DATA.CACHE_MODE": Key("part",
+        "what of the zip files is kept in memory: no, full (everything) or part (what this process reads)",
+        one_of("no", "full", "part"), free=True, idle="DATA.ZIP_MODE is false"),
+    "DATA.VAL_SPLIT": Key(0.0,
+        "fraction of the training set held out to choose the epoch; the test set is then read once", FRACTION,
+        built=False),
+    "DATA.BAD_IMAGES": Key("error", "an unreadable training image: error, or skip (counted and logged)",
+        one_of("error", "skip"), built=False),
+    "DATA.WORKER_TIMEOUT": Key(300.0, "seconds without a batch until a loader counts as hung; 0: wait for ever",
+        at_least(0), free=True, idle="there are no loader workers"),
+    "DATA.DOWNLOAD": Key(True, "fetch cifar10 and cifar100 if they are absent", free=True,
+        idle="only CIFAR is downloaded"),
+    "DATA.PIPELINE": Key("auto",
+        "augment on the cpu (PIL), the device, or auto: the device on CUDA where the recipe allows",
+        one_of("auto", "cpu", "device"), built=False),
+    "DATA.DEVICE_BUDGET": Key(8.0, "GB of pixels that may lie on the device; with more, workers decode and crop",
+        at_least(0), free=True, idle=ON_CPU),
+    "DATA.AUGMENT_IMPL": Key("auto", "of the device pipeline: torch, triton, or auto (triton where it runs)",
+        one_of("auto", "torch", "triton"), free=True, built=False, idle=ON_CPU),
+    "DATA.PIXEL_CACHE": Key("", "folder for images decoded once for the device; empty: .datasets/pixels", free=True,
+        idle=ON_CPU),
+    "DATA.MEAN": Key([], "of the channels, for normalisation; []: the dataset's own", CHANNELS, kind=float),
+    "DATA.STD": Key([], "standard deviations, likewise", DEVIATIONS, kind=float),
 
-_C.AUG = CN()
-_C.AUG.RESIZE_FIRST = False  # resize images smaller than IMG_SIZE to it (bilinear) before the crop: the paper's recipe
-_C.AUG.CROP = "resized"  # resized (random area and ratio), padded (zero padding 4*size/32, random crop) or none
-_C.AUG.SCALE = [0.08, 1.0]  # area of a resized crop, as a fraction of the image
-_C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of a resized crop
-_C.AUG.HFLIP = 0.5  # probability of a horizontal flip
-_C.AUG.VFLIP = 0.0  # probability of a vertical flip
-_C.AUG.COLOR_JITTER = 0.4  # strength; without effect while AUTO_AUGMENT is on (timm)
-_C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # timm's policy string; '' for none
-_C.AUG.REPROB = 0.25  # probability of random erasing
-_C.AUG.REMODE = "pixel"  # erase with: pixel (noise per pixel), rand (one random colour) or const (zero)
-_C.AUG.RECOUNT = 1  # erased rectangles per image
-_C.AUG.MIXUP = 0.8  # alpha of mixup's Beta distribution; 0: no mixup
-_C.AUG.CUTMIX = 1.0  # alpha of CutMix's; 0: no CutMix
-_C.AUG.CUTMIX_MINMAX = []  # [MIN, MAX] side ratio of CutMix's box instead of CUTMIX
-_C.AUG.MIXUP_PROB = 1.0  # probability that a batch is mixed at all
-_C.AUG.MIXUP_SWITCH_PROB = 0.5  # probability of CutMix where both are on
-_C.AUG.MIXUP_MODE = "batch"  # one draw per batch, pair (of images) or elem (image)
+    "AUG.RESIZE_FIRST": Key(False,
+        "resize images smaller than IMG_SIZE to it (bilinear) before the crop: the paper's recipe"),
+    "AUG.CROP": Key("resized", "resized (random area and ratio), padded (zero padding 4*size/32, random crop) or none",
+        one_of("resized", "padded", "none")),
+    "AUG.SCALE": Key([0.08, 1.0], "area of a resized crop, as a fraction of the image", AREAS, idle=NOT_RESIZED),
+    "AUG.RATIO": Key([3 / 4, 4 / 3], "width / height of a resized crop", RATIOS, idle=NOT_RESIZED),
+    "AUG.HFLIP": Key(0.5, "probability of a horizontal flip", PROBABILITY),
+    "AUG.VFLIP": Key(0.0, "probability of a vertical flip", PROBABILITY),
+    "AUG.COLOR_JITTER": Key(0.4, "strength; without effect while AUTO_AUGMENT is on (timm)", at_least(0),
+        idle="timm drops it while AUG.AUTO_AUGMENT is set"),
+    "AUG.AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; '' for none", POLICY),
+    "AUG.REPROB": Key(0.25, "probability of random erasing", PROBABILITY),
+    "AUG.REMODE": Key("pixel", "erase with: pixel (noise per pixel), rand (one random colour) or const (zero)",
+        one_of("pixel", "rand", "const"), idle=NOT_ERASED),
+    "AUG.RECOUNT": Key(1, "erased rectangles per image", at_least(1), idle=NOT_ERASED),
+    "AUG.MIXUP": Key(0.8, "alpha of mixup's Beta distribution; 0: no mixup", at_least(0), idle="AUG.MIXUP_PROB is 0"),
+    "AUG.CUTMIX": Key(1.0, "alpha of CutMix's; 0: no CutMix", at_least(0),
+        idle="AUG.CUTMIX_MINMAX takes its place, or AUG.MIXUP_PROB is 0"),
+    "AUG.CUTMIX_MINMAX": Key([], "[MIN, MAX] side ratio of CutMix's box instead of CUTMIX", BOX_SIDES, kind=float),
+    "AUG.MIXUP_PROB": Key(1.0, "probability that a batch is mixed at all", PROBABILITY, idle=NOT_MIXED),
+    "AUG.MIXUP_SWITCH_PROB": Key(0.5, "probability of CutMix where both are on", PROBABILITY,
+        idle="not both of AUG.MIXUP and AUG.CUTMIX are on"),
+    "AUG.MIXUP_MODE": Key("batch", "one draw per batch, pair (of images) or elem (image)",
+        one_of("batch", "pair", "elem"), idle=NOT_MIXED),
 
-_C.TRAIN = CN()
-_C.TRAIN.EPOCHS = 300  # passes over the training set, warm-up included
-_C.TRAIN.WARMUP_EPOCHS = 20.0  # epochs (fractions allowed) of linear rise from WARMUP_LR to the base rate
-_C.TRAIN.WEIGHT_DECAY = 0.05  # decoupled for AdamW
-_C.TRAIN.NO_WEIGHT_DECAY = ["1d", "pos_embed", "cls_token", "relative_position_bias_table", "layer_scale"]  # exempt
-_C.TRAIN.BASE_LR = 5e-4  # learning rate after the warm-up, before LR_SCALING
-_C.TRAIN.WARMUP_LR = 5e-7  # learning rate of the first step
-_C.TRAIN.MIN_LR = 5e-6  # where the cosine or linear schedule ends
-_C.TRAIN.LR_SCALING = "none"  # the three rates times global batch / LR_SCALING_BATCH (linear) or its root (sqrt)
-_C.TRAIN.LR_SCALING_BATCH = 512  # global batch for which the rates above are meant when scaling
-_C.TRAIN.CLIP_GRAD = 5.0  # largest norm of all gradients together; 0: no clipping
-_C.TRAIN.ACCUMULATION_STEPS = 1  # forward passes per optimizer step
-_C.TRAIN.USE_CHECKPOINT = False  # recompute activations in the backward pass: less memory, more time
-_C.TRAIN.SYNC_BN = "auto"  # BatchNorm over all processes: auto (on GPUs), on or off
-_C.TRAIN.MAX_SKIPPED_STEPS = 0  # steps with a non-finite loss or gradient that are skipped before the run stops
-_C.TRAIN.AUTO_RESUME = True  # continue from the newest good checkpoint of the run folder
-_C.TRAIN.ALLOW_CHANGES = False  # resume although the configuration differs from the checkpoint's
-_C.TRAIN.LR_SCHEDULER = CN()
-_C.TRAIN.LR_SCHEDULER.NAME = "cosine"  # cosine, linear, step or constant
-_C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30  # step: epochs between two decays
-_C.TRAIN.LR_SCHEDULER.DECAY_RATE = 0.1  # step: factor of one decay
-_C.TRAIN.OPTIMIZER = CN()
-_C.TRAIN.OPTIMIZER.NAME = "adamw"  # any of timm.optim.list_optimizers()
-_C.TRAIN.OPTIMIZER.EPS = 1e-8  # added to Adam's denominator
-_C.TRAIN.OPTIMIZER.BETAS = [0.9, 0.999]  # Adam's running averages
-_C.TRAIN.OPTIMIZER.MOMENTUM = 0.9  # of SGD
-_C.TRAIN.EMA = CN()
-_C.TRAIN.EMA.ENABLE = False  # keep an exponential moving average of the weights
-_C.TRAIN.EMA.DECAY = 0.9999  # per optimizer step
-_C.TRAIN.EMA.WARMUP = False  # let the decay rise to DECAY at the start
+    "TRAIN.EPOCHS": Key(300, "passes over the training set, warm-up included", at_least(1), built=False),
+    "TRAIN.WARMUP_EPOCHS": Key(20.0, "epochs (fractions allowed) of linear rise from WARMUP_LR to the base rate",
+        at_least(0)),
+    "TRAIN.WEIGHT_DECAY": Key(0.05, "decoupled for AdamW", at_least(0), idle="every parameter is exempt"),
+    "TRAIN.NO_WEIGHT_DECAY": Key(["1d", "pos_embed", "cls_token", "relative_position_bias_table", "layer_scale"],
+        "exempt: parameters of at most one dimension (1d), and those with such a piece in their names",
+        idle="weight decay is 0, or no parameter has such a name"),
+    "TRAIN.BASE_LR": Key(5e-4, "learning rate after the warm-up, before LR_SCALING", at_least(0)),
+    "TRAIN.WARMUP_LR": Key(5e-7, "learning rate of the first step", at_least(0), idle="TRAIN.WARMUP_EPOCHS is 0"),
+    "TRAIN.MIN_LR": Key(5e-6, "where the cosine or linear schedule ends", at_least(0), idle="the schedule is constant"),
+    "TRAIN.LR_SCALING": Key("none", "the three rates times global batch / LR_SCALING_BATCH (linear) or its root (sqrt)",
+        one_of("none", "linear", "sqrt")),
+    "TRAIN.LR_SCALING_BATCH": Key(512, "global batch for which the rates above are meant when scaling", at_least(1),
+        idle="TRAIN.LR_SCALING is none"),
+    "TRAIN.CLIP_GRAD": Key(5.0, "largest norm of all gradients together; 0: no clipping", at_least(0)),
+    "TRAIN.ACCUMULATION_STEPS": Key(1, "forward passes per optimizer step", at_least(1)),
+    "TRAIN.USE_CHECKPOINT": Key(False, "recompute activations in the backward pass: less memory, more time"),
+    "TRAIN.SYNC_BN": Key("auto", "BatchNorm over all processes: auto (on GPUs), on or off",
+        one_of("auto", "on", "off"), built=False, idle=ALONE),
+    "TRAIN.MAX_SKIPPED_STEPS": Key(0, "steps with a non-finite loss or gradient that are skipped before the run stops",
+        at_least(0)),
+    "TRAIN.AUTO_RESUME": Key(True, "continue from the newest good checkpoint of the run folder", free=True),
+    "TRAIN.ALLOW_CHANGES": Key(False, "resume although the configuration differs from the checkpoint's", free=True),
+    "TRAIN.LR_SCHEDULER.NAME": Key("cosine", "cosine, linear, step or constant",
+        one_of("cosine", "linear", "step", "constant")),
+    "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": Key(30, "step: epochs between two decays", at_least(1), idle=NO_STEPS),
+    "TRAIN.LR_SCHEDULER.DECAY_RATE": Key(0.1, "step: factor of one decay", PROBABILITY, idle=NO_STEPS),
+    "TRAIN.OPTIMIZER.NAME": Key("adamw", "any optimizer of timm: adamw, sgd, lamb, ...", built=False),
+    "TRAIN.OPTIMIZER.EPS": Key(1e-8, "added to Adam's denominator", at_least(0), idle=OTHER_OPTIMIZER),
+    "TRAIN.OPTIMIZER.BETAS": Key([0.9, 0.999], "Adam's running averages", BETAS, idle=OTHER_OPTIMIZER),
+    "TRAIN.OPTIMIZER.MOMENTUM": Key(0.9, "of SGD", FRACTION, idle=OTHER_OPTIMIZER),
+    "TRAIN.EMA.ENABLE": Key(False, "keep an exponential moving average of the weights"),
+    "TRAIN.EMA.DECAY": Key(0.9999, "per optimizer step", PROBABILITY, idle=NO_AVERAGE),
+    "TRAIN.EMA.WARMUP": Key(False, "let the decay rise to DECAY at the start", idle=NO_AVERAGE),
 
-_C.AMP = CN()
-_C.AMP.ENABLE = True  # mixed precision
-_C.AMP.TF32 = True  # on CUDA, products of what stays float32 may round their inputs to 10 bits (TensorFloat-32)
-_C.AMP.RESIDUAL = "float32"  # tokens between the blocks; bfloat16: half the traffic, each sum rounded to 8 bits
-_C.AMP.DTYPE = "auto"  # auto (bfloat16 where the device has it), bfloat16, float16 (with loss scaling) or float32
+    "AMP.ENABLE": Key(True, "mixed precision"),
+    "AMP.TF32": Key(True,
+        "on CUDA, products of what stays float32 may round their inputs to 10 bits (TensorFloat-32)",
+        built=False, idle=NO_GPU),
+    "AMP.RESIDUAL": Key("float32", "tokens between the blocks; bfloat16: half the traffic, each sum rounded to 8 bits",
+        one_of("float32", "bfloat16")),
+    "AMP.DTYPE": Key("auto",
+        "auto (bfloat16 where the device has it), bfloat16, float16 (with loss scaling) or float32",
+        one_of("auto", "bfloat16", "float16", "float32"), idle=OFF_AMP),
 
-_C.SAVE = CN()
-_C.SAVE.EPOCHS = 0  # write epoch_N.pth every so many epochs; 0: only last.pth and best.pth
-_C.SAVE.KEEP = 3  # how many epoch_N.pth are kept
-_C.SAVE.MINUTES = 0.0  # write last.pth inside an epoch every so many minutes; 0: off
-_C.SAVE.STEPS = 0  # the same, in optimizer steps
+    "SAVE.EPOCHS": Key(0, "write epoch_N.pth every so many epochs; 0: only last.pth and best.pth",
+        at_least(0), free=True),
+    "SAVE.KEEP": Key(3, "how many epoch_N.pth are kept", at_least(1), free=True, idle="SAVE.EPOCHS is 0"),
+    "SAVE.MINUTES": Key(0.0, "write last.pth inside an epoch every so many minutes; 0: off", at_least(0), free=True),
+    "SAVE.STEPS": Key(0, "the same, in optimizer steps", at_least(0), free=True),
 
-_C.TEST = CN()
-_C.TEST.CROP = True  # resize to IMG_SIZE / 0.875, then centre crop; False: resize to IMG_SIZE
-_C.TEST.WEIGHTS = "auto"  # evaluate model, ema or auto (ema where there is one)
+    "TEST.CROP": Key(True, "resize to IMG_SIZE / 0.875, then centre crop; False: resize to IMG_SIZE"),
+    "TEST.WEIGHTS": Key("auto", "evaluate model, ema or auto (ema where there is one)", one_of("auto", "model", "ema"),
+        idle=NO_AVERAGE),
+}
+# fmt: on
+GONE = ("DATA.DECODER", "MODEL.ARGS.ATTENTION")  # keys of older checkpoints; they never changed what a run computes
 
 
 def default_config():
     """A fresh, changeable CfgNode with every default."""
-    return _C.clone()
+    config = CN()
+    for key, row in KEYS.items():
+        *sections, name = key.split(".")
+        parent = config
+        for section in sections:
+            parent = parent.setdefault(section, CN())
+        parent[name] = row.default.clone() if isinstance(row.default, CN) else _copied(row.default)
+    return config
+
+
+def check(cfg, origins):
+    """Raise ConfigError (64) for the first value out of its range or outside its choices, or at odds with another."""
+    check_rules(KEYS, {key: value_of(cfg, key) for key in KEYS}, origins)
+    check_together(cfg, origins)
+
+
+def value_of(cfg, key):
+    """The value of a full dotted key."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+def changes_results(key):
+    """Whether a key must stay as it was when a run is resumed, since another value gives other results."""
+    return not (key in KEYS and KEYS[key].free)
 
 
 def load_config(path, opts=(), flags=()):
@@ -207,7 +308,7 @@ def _set(cfg, origins, key, leaf):
     elif name not in parent:
         raise unknown_key(key, leaf, list(origins))
     elif not isinstance(parent[name], CN):
-        parent[name] = convert(key, leaf, parent[name])
+        parent[name] = convert(key, leaf, KEYS[key])
     elif leaf.value == {}:
         return  # a section without entries
     else:
@@ -233,15 +334,33 @@ def flat(plain, prefix=""):
 
 
 def completed(plain):
-    """A stored configuration with the defaults of keys that did not exist when it was stored."""
-    return _merged(to_plain(_C), plain)
+    """A stored configuration with the defaults of keys that did not exist when it was stored, without those GONE."""
+    return _merged(to_plain(default_config()), plain)
 
 
-def _merged(base, changes):
+def _merged(base, changes, prefix=""):
     both = dict(base)
     for key, value in changes.items():
-        both[key] = _merged(base[key], value) if isinstance(base.get(key), dict) else value
+        if isinstance(base.get(key), dict):
+            both[key] = _merged(base[key], value, f"{prefix}{key}.")
+        elif prefix + key not in GONE:
+            both[key] = value
     return both
+
+
+def from_stored(plain):
+    """A changeable CfgNode of a stored configuration; keys that this version does not have are left out."""
+    config = default_config()
+    _fill(config, completed(plain))
+    return config
+
+
+def _fill(config, plain):
+    for key, value in plain.items():
+        if isinstance(config.get(key), CN):
+            _fill(config[key], value)
+        elif key in config or config.is_new_allowed():
+            config[key] = _copied(value)
 
 
 def difference(plain_a, plain_b):

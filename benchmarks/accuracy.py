@@ -11,24 +11,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.command import add_data, cfg_of, device_of, exit_code, parser
-from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON
-from benchmarks.model_step import BF16_RESIDUAL, COMPILED, FUSED, GRAPHS, UNFUSED
-from benchmarks.record import machine, write
+from benchmarks.command import ROOT, add_data, parse, parser, table, write
+from benchmarks.steps import BF16_RESIDUAL, COMPILED, CPU_DATA, DEVICE_DATA, FUSED, GRAPHS, TRITON_DATA, UNFUSED
+from tools.shared.command import exit_code
 from tools.shared.runs import read_run
 from tools.shared.spread import paired_difference, spread
 from utils.errors import ConfigError, RunError, listing, nearest
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE, DEVICE = (*CPU_DATA, *UNFUSED), (*DEVICE_DATA, *TORCH, *UNFUSED)
+REFERENCE, DEVICE = (*CPU_DATA, *UNFUSED), (*DEVICE_DATA, *UNFUSED)
 BF16 = ("AMP.DTYPE", "bfloat16")  # the default on a GPU
 PATHS = {  # device: {name: what differs from the configuration}
     "cuda": {
         "reference": REFERENCE,
         "device": DEVICE,
-        "compiled": (*DEVICE_DATA, *TRITON, *UNFUSED, *COMPILED),
-        "fused": (*DEVICE_DATA, *TRITON, *FUSED, *GRAPHS),
-        "bf16-residual": (*DEVICE_DATA, *TRITON, *FUSED, *GRAPHS, *BF16_RESIDUAL),
+        "compiled": (*TRITON_DATA, *UNFUSED, *COMPILED),
+        "fused": (*TRITON_DATA, *FUSED, *GRAPHS),
+        "bf16-residual": (*TRITON_DATA, *FUSED, *GRAPHS, *BF16_RESIDUAL),
     },
     "cpu": {
         "reference": REFERENCE,
@@ -40,30 +38,30 @@ PATHS = {  # device: {name: what differs from the configuration}
 
 
 def train(cfg, path, changes, seed, options):
-    """The finished RunRecord of one run; raises RunError if main.py fails."""
+    """The last row of the finished run of one path; raises RunError if main.py fails."""
     output, name = Path(options.runs), f"{Path(cfg).stem}_{path}"
     folder = output / name / f"seed{seed}"
     command = [sys.executable, str(ROOT / "main.py"), "--cfg", cfg, "--data-path", options.data_path]
-    command += ["--output", str(output), "--tag", f"seed{seed}", "--seed", str(seed), "--device", options.device]
+    command += ["--output", str(output), "--tag", f"seed{seed}", "--seed", str(seed), "--device", str(options.device)]
     command += ["--opts", "MODEL.NAME", name, *changes, *options.opts]
     if not (folder / "summary.json").is_file():
         code = subprocess.run(command, check=False).returncode
         if code:  # main.py has said why
             raise RunError(f"{folder}: the run ended with exit code {code}")
-    return read_run(folder)
+    return read_run(folder).summary["final"]
 
 
 def compare(finals):
     """{path: {'accuracy': per seed, 'mean', 'std', 'n', 'difference', 'low', 'high'}} of {path: {seed: final row}}."""
-    reference = {seed: row["accuracy"] for seed, row in next(iter(finals.values())).items()}
+    accuracies = {path: {seed: row["accuracy"] for seed, row in rows.items()} for path, rows in finals.items()}
+    reference = next(iter(accuracies.values()))
     found = {}
-    for path, rows in finals.items():
-        accuracy = {seed: row["accuracy"] for seed, row in rows.items()}
+    for path, accuracy in accuracies.items():
         whole, difference = spread(accuracy.values()), paired_difference(accuracy, reference)
         found[path] = {
             "accuracy": accuracy,
-            "correct": sum(row["correct"] for row in rows.values()),
-            "total": sum(row["total"] for row in rows.values()),
+            "correct": sum(row["correct"] for row in finals[path].values()),
+            "total": sum(row["total"] for row in finals[path].values()),
             "mean": whole.mean,
             "std": whole.std,
             "n": whole.n,
@@ -105,25 +103,19 @@ def run(argv):
         "--paths", nargs="+", metavar="NAME", help=f"of {', '.join(PATHS['cuda'])}; the first is the reference"
     )
     arguments.add_argument("--runs", default="output/accuracy", metavar="DIR", help="where the run folders are kept")
-    options = arguments.parse_args(argv)
-    device = device_of(options)
-    cfg = cfg_of(options, device)
+    options = parse(arguments, argv)
+    cfg, device = options.cfg, options.device
     paths = chosen_paths(options.paths, device)
     finals = {path: {} for path in paths}
     for seed in options.seeds:  # seed by seed, so that an interrupted comparison is already one
         for path, changes in paths.items():
-            finals[path][seed] = train(cfg, path, changes, seed, options).summary["final"]
+            finals[path][seed] = train(cfg, path, changes, seed, options)
     found = compare(finals)
     header = ["path", "accuracy, mean ± std (n)", "correct/total", "difference, points (95 % interval)"]
     title = f"Accuracy by path: {cfg} {' '.join(options.opts)}".strip()
     content = {"cfg": cfg, "opts": options.opts, "results": found}
-    write(f"accuracy_{device.type}", title, machine(device), content, header, rows_of(found), options.output)
-
-
-def main(argv=None):
-    """Run and return the exit code."""
-    return exit_code(run, argv)
+    write(f"accuracy_{device.type}", title, content, table(header, rows_of(found)), options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

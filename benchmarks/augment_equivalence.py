@@ -15,22 +15,18 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from benchmarks.command import add_data, cfg_of, device_of, exit_code, parser, result_name
-from benchmarks.end_to_end import CPU_DATA, DEVICE_DATA, TORCH, TRITON, quiet
-from benchmarks.record import machine, write
-from benchmarks.steps import configuration
-from data.build import build_data
-from tools.shared.command import positive
-from utils.throughput import endless
+from benchmarks.command import add_data, parse, parser, result_name, table, write
+from benchmarks.steps import CPU_DATA, DEVICE_DATA, TRITON_DATA, configuration, data_of, our_images
+from tools.shared.command import exit_code, positive
 
 BATCH = 100
 
 
 def collect(batches, images):
-    """{statistic: float64 (images, numbers)} per image, over the first `images` images of an iterator of batches."""
+    """{statistic: float64 (images, numbers)} per image, over the first `images` of an iterator of (B, C, H, W)."""
     parts = {"mean": [], "deviation": [], "covariance": [], "coarse mean": []}
     for _ in range(math.ceil(images / BATCH)):
-        x = next(batches)[0].double()
+        x = next(batches).double()
         centred = x - x.mean(dim=(2, 3), keepdim=True)
         covariance = torch.einsum("bchw,bdhw->bcd", centred, centred) / (x.shape[2] * x.shape[3])
         parts["mean"].append(x.mean(dim=(2, 3)))
@@ -69,36 +65,19 @@ def evaluation_difference(reference, other, batches=10):
 
 def measure(cfg, images, device, options):
     """{path: {'statistics', 'evaluation'}} of every device path that runs on `device`, against PIL."""
-    reference = build_data(configuration(cfg, BATCH, *CPU_DATA, *options), log=quiet)
-    expected = collect(endless(reference.train), images)
-    again = collect(
-        endless(build_data(configuration(cfg, BATCH, *CPU_DATA, "SEED", "1", *options), log=quiet).train), images
-    )
+    cpu = torch.device("cpu")
+    pil = configuration(cfg, BATCH, *CPU_DATA, *options)
+    expected = collect(our_images(pil, cpu), images)
+    again = collect(our_images(configuration(cfg, BATCH, *CPU_DATA, "SEED", "1", *options), cpu), images)
     found = {"PIL with another seed": {"statistics": compare(expected, again), "evaluation": (0.0, 0.0)}}
-    paths = {"device, plain PyTorch": TORCH} | ({"device, Triton": TRITON} if device.type == "cuda" else {})
-    for name, implementation in paths.items():
-        config = configuration(cfg, BATCH, *DEVICE_DATA, *implementation, *options)
-        data = build_data(config, device=device, log=quiet)
-        statistics = compare(expected, collect(endless(data.train), images))
-        found[name] = {"statistics": statistics, "evaluation": evaluation_difference(reference, data)}
+    paths = {"device, plain PyTorch": DEVICE_DATA} | ({"device, Triton": TRITON_DATA} if device.type == "cuda" else {})
+    for name, path in paths.items():
+        config = configuration(cfg, BATCH, *path, *options)
+        found[name] = {
+            "statistics": compare(expected, collect(our_images(config, device), images)),
+            "evaluation": evaluation_difference(data_of(pil, cpu), data_of(config, device)),
+        }
     return found
-
-
-def rows_of(found):
-    """Rows of the table."""
-    return [
-        [
-            path,
-            name,
-            row["numbers"],
-            f"{row['largest_z']:.2f}",
-            f"{row['expected_z']:.2f}",
-            f"{row['largest_difference']:.4f}",
-            f"{result['evaluation'][0]:.2f} / {result['evaluation'][1]:.4f}",
-        ]
-        for path, result in found.items()
-        for name, row in result["statistics"].items()
-    ]
 
 
 def run(argv):
@@ -106,29 +85,21 @@ def run(argv):
     arguments = parser("augment_equivalence", __doc__)
     add_data(arguments)
     arguments.add_argument("--images", type=positive, default=2000, metavar="N")
-    options = arguments.parse_args(argv)
-    device = device_of(options)
-    cfg = cfg_of(options, device)
-    found = measure(cfg, options.images, device, ["DATA.DATA_PATH", options.data_path, *options.opts])
-    header = [
-        "path",
-        "statistic",
-        "numbers",
-        "max |z|",
-        "expected",
-        "largest difference",
-        "evaluation, max / mean of 255",
-    ]
+    options = parse(arguments, argv)
+    cfg, extra = options.cfg, ["DATA.DATA_PATH", options.data_path, *options.opts]
+    found = measure(cfg, options.images, options.device, extra)
+    rows = []
+    for path, result in found.items():
+        evaluation = "{:.2f} / {:.4f}".format(*result["evaluation"])
+        for name, row in result["statistics"].items():
+            scores = [f"{row['largest_z']:.2f}", f"{row['expected_z']:.2f}", f"{row['largest_difference']:.4f}"]
+            rows.append([path, name, row["numbers"], *scores, evaluation])
+    header = ["path", "statistic", "numbers", "max |z|", "expected", "largest difference"]
+    shown = table([*header, "evaluation, max / mean of 255"], rows)
     title = f"Images of the device path against PIL: {cfg} {' '.join(options.opts)}".strip()
     content = {"cfg": cfg, "images": options.images, "opts": options.opts, "results": found}
-    name = result_name("augment_equivalence", device, cfg)
-    write(name, title, machine(device), content, header, rows_of(found), options.output)
-
-
-def main(argv=None):
-    """Run and return the exit code."""
-    return exit_code(run, argv)
+    write(result_name("augment_equivalence", options), title, content, shown, options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

@@ -12,18 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import timm
-import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import models
-from benchmarks.bars import by_group, draw
-from benchmarks.command import exit_code, parser
-from benchmarks.record import machine, write
-from benchmarks.traffic import training_traffic
+from benchmarks.command import parse, parser, table, write
+from benchmarks.operators import by_group, draw, training_traffic
+from tools.shared.command import exit_code
 
 BATCH, SIZE, CLASSES = 128, (224, 224), 10
-SHORTCUT = {"kernels": [3]}
 VARIANTS = {"ViT-Tiny": "vit_tiny", "ViT-Small": "vit_small", "Swin-T": "swin_tiny", "CaiT-XXS12": "cait_xxs12"}
+WRITTEN_OUT = ", attention written out"  # as in the published code
 DRAWN = {  # the bars of the picture
     "ViT-Tiny + shortcut, attention written out": "attention written out,\nshortcut as modules",
     "ViT-Tiny + shortcut": "one attention operator,\nshortcut as modules",
@@ -32,64 +30,42 @@ DRAWN = {  # the bars of the picture
 }
 
 
-def create(variant, **shortcut):
-    """One of our models for CLASSES classes; keywords are those of the shortcut."""
-    return models.create(variant, num_classes=CLASSES, shortcut=shortcut or None)
-
-
 def cases():
     """{name: function that builds the model}."""
     found = {}
     for title, variant in VARIANTS.items():
-        found[title] = partial(create, variant)
-        found[f"{title} + shortcut"] = partial(create, variant, **SHORTCUT, impl="torch")
-        found[f"{title} + fused shortcut"] = partial(create, variant, **SHORTCUT, impl="triton")
+        ours = partial(models.create, variant, num_classes=CLASSES)
+        found[title] = ours
+        found[f"{title} + shortcut"] = partial(ours, shortcut={"kernels": [3], "impl": "torch"})
+        found[f"{title} + fused shortcut"] = partial(ours, shortcut={"kernels": [3], "impl": "triton"})
     found["timm vit_tiny_patch16_224"] = partial(timm.create_model, "vit_tiny_patch16_224", num_classes=CLASSES)
-    return found
+    return {f"ViT-Tiny + shortcut{WRITTEN_OUT}": found["ViT-Tiny + shortcut"], **found}
 
 
-def measure(build, explicit_attention=False):
-    """{'bytes', 'operators', 'by_operator'} per image of one model."""
-    backends = [SDPBackend.MATH] if explicit_attention else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+def measure(name, build):
+    """{'bytes', 'operators', 'by_operator'} per image of one case."""
+    backends = [SDPBackend.MATH] if name.endswith(WRITTEN_OUT) else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(backends):
         traffic = training_traffic(build, BATCH, SIZE, CLASSES)
     return {
-        "bytes": traffic.total // BATCH,
-        "operators": sum(traffic.calls.values()),
+        "bytes": traffic.bytes.total() // BATCH,
+        "operators": traffic.calls.total(),
         "by_operator": {name: count // BATCH for name, count in traffic.bytes.most_common()},
     }
 
 
-def measure_all():
-    """{name: figures} of every case, and of the published form of ViT-Tiny with attention written out."""
-    found = {"ViT-Tiny + shortcut, attention written out": measure(cases()["ViT-Tiny + shortcut"], True)}
-    return found | {name: measure(build) for name, build in cases().items()}
-
-
 def run(argv):
     """Measure and write results/bytes.{json,md,png}."""
-    options = parser("bytes", __doc__).parse_args(argv)
-    found = measure_all()
+    options = parse(parser("bytes", __doc__, device=False), argv)
+    found = {name: measure(name, build) for name, build in cases().items()}
     rows = [[name, f"{f['bytes'] / 1e6:.1f}", f["operators"]] for name, f in found.items()]
-    write(
-        "bytes",
-        "Bytes and operators of a training step",
-        machine(torch.device("cpu")),
-        {"models": found},
-        ["model", "MB per image", "operators per step"],
-        rows,
-        options.output,
-    )
+    shown = table(["model", "MB per image", "operators per step"], rows)
+    write("bytes", "Bytes and operators of a training step", {"models": found}, shown, options)
     bars = {label: by_group(found[name]["by_operator"]) for name, label in DRAWN.items()}
     bars = {label: {group: size / 1e6 for group, size in bar.items()} for label, bar in bars.items()}
     xlabel = "MB per image that the operators of a training step read and write, ViT-Tiny/16 at 224"
     draw(bars, xlabel, Path(options.output) / "bytes.png")
 
 
-def main(argv=None):
-    """Run and return the exit code."""
-    return exit_code(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

@@ -5,8 +5,10 @@ Every line with a number on stdin is answered with the processor seconds that so
 one thread) took this process. Uses only what every version of this project has: load_config and build_model.
 """
 
+import importlib
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -14,11 +16,11 @@ import torch
 def training_step(cfg, batch, classes):
     """step() on random images and labels."""
     from config import load_config
-    from models.build import build_model
 
+    builder = "tasks.backbone" if Path("tasks/backbone.py").is_file() else "models.build"  # where it was before
     torch.manual_seed(0)
     config = load_config(cfg)[0]
-    model, side = build_model(config, classes).train(), config.DATA.IMG_SIZE
+    model, side = importlib.import_module(builder).build_model(config, classes).train(), config.DATA.IMG_SIZE
     images = torch.randn(batch, 3, *((side, side) if isinstance(side, int) else side))
     labels = torch.randint(classes, (batch,))
 

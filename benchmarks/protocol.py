@@ -9,11 +9,18 @@ cannot tell apart.
 import statistics
 from dataclasses import dataclass
 
-import torch
-
-from utils.throughput import synchronize, timed
+from engine.throughput import timed
 
 AGAIN = " (again)"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Steps before anything is timed, timed blocks of a case, steps of a block."""
+
+    warmup: int = 20
+    blocks: int = 5
+    steps: int = 50
 
 
 @dataclass(frozen=True)
@@ -25,36 +32,27 @@ class Timing:
     high: float
     warmup_seconds: float
 
-
-def block_seconds(step, steps, device):
-    """Seconds of `steps` calls: by CUDA events on a GPU, else by the clock until the device is done."""
-    if device.type == "cuda":
-        synchronize(device)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(steps):
-            step()
-        end.record()
-        synchronize(device)
-        return start.elapsed_time(end) / 1000
-    return timed(step, steps, device)
+    def cells(self):
+        """Median and range as text."""
+        median, low, high = (f"{rate:.{0 if rate >= 100 else 2}f}" for rate in (self.median, self.low, self.high))
+        return [median, f"{low} to {high}"]
 
 
-def interleaved(cases, images, device, *, warmup=20, blocks=5, steps=50, settle=0, seconds=block_seconds):
+def interleaved(cases, images, device, pace, *, settle=0, seconds=timed):
     """Time every case of {name: step()}, which handles `images` images a call; returns {name: Timing}.
 
     The first case also appears as its name + AGAIN. `settle` calls before every block are not timed: as many as a
     loader prepares ahead while other cases run. `seconds(step, steps, device)` times a block.
     """
-    warm = {name: seconds(step, warmup, device) for name, step in cases.items()}
+    warm = {name: seconds(step, pace.warmup, device) for name, step in cases.items()}
     first = next(iter(cases))
     order = [*cases.items(), (first + AGAIN, cases[first])]
     rates = {name: [] for name, _ in order}
-    for round_number in range(blocks):
+    for round_number in range(pace.blocks):
         for name, step in order if round_number % 2 == 0 else reversed(order):
             for _ in range(settle):
                 step()
-            rates[name].append(images * steps / seconds(step, steps, device))
+            rates[name].append(images * pace.steps / seconds(step, pace.steps, device))
     return {
         name: Timing(statistics.median(values), min(values), max(values), warm[name.removesuffix(AGAIN)])
         for name, values in rates.items()
@@ -72,3 +70,19 @@ def ratio_text(timing, baseline, uncertainty):
     """`1.53` times the baseline's median, or `no difference` within the clock's own uncertainty."""
     ratio = timing.median / baseline.median
     return "no difference" if abs(ratio - 1) <= uncertainty else f"{ratio:.2f}"
+
+
+def rows_of(timings):
+    """{name: [name, median, range, ratio to the first case]}; the case that runs again says what the clock tells."""
+    baseline, uncertainty = next(iter(timings.values())), spread(timings)
+    return {
+        name: [
+            name,
+            *timing.cells(),
+            f"(±{100 * uncertainty:.1f} %)" if name.endswith(AGAIN) else ratio_text(timing, baseline, uncertainty),
+        ]
+        for name, timing in timings.items()
+    }
+
+
+RATES = ["case", "img/s, median", "range", "times the first"]  # header of rows_of

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.bars import NOTHING, by_group, draw
-from benchmarks.command import add_cfg, cfg_of, device_of, exit_code, parser, result_name
-from benchmarks.model_step import CLASSES, FUSED, GRAPHS, PLAIN, UNFUSED
-from benchmarks.record import machine, write
-from benchmarks.steps import configuration, original_step, our_step, pool
-from tools.shared.command import positive
-from utils.throughput import synchronize
+from benchmarks.command import add_cfg, parse, parser, result_name, table, write
+from benchmarks.model_step import CLASSES
+from benchmarks.operators import NOTHING, by_group, draw
+from benchmarks.steps import FUSED, GRAPHS, PLAIN, UNFUSED, configuration, original_step, our_step, pool
+from engine.throughput import synchronize
+from tools.shared.command import exit_code, positive
 
 WARMUP, STEPS = {"cuda": 20, "cpu": 2}, {"cuda": 20, "cpu": 3}
 BATCH = {"cuda": 512, "cpu": 16}
@@ -32,11 +31,11 @@ OURS = {  # device: {label: options}
 
 def cases(cfg, batch, device):
     """{label: step()}."""
-    side = configuration(cfg, batch).DATA.IMG_SIZE
-    batches = pool(batch, (side, side) if isinstance(side, int) else tuple(side), CLASSES, device)
-    found = {ORIGINAL: original_step(configuration(cfg, batch, *UNFUSED), CLASSES, device, batches)}
+    unfused = configuration(cfg, batch, *UNFUSED)
+    rest = CLASSES, device, pool(unfused, CLASSES, device)
+    found = {ORIGINAL: original_step(unfused, *rest)}
     for label, options in OURS[device.type].items():
-        found[label] = our_step(configuration(cfg, batch, *options), CLASSES, device, batches)
+        found[label] = our_step(configuration(cfg, batch, *options), *rest)
     return found
 
 
@@ -78,26 +77,20 @@ def run(argv):
     arguments = parser("time_shares", __doc__)
     add_cfg(arguments)
     arguments.add_argument("--batch", type=positive, metavar="N", help="images of a step")
-    options = arguments.parse_args(argv)
-    device = device_of(options)
-    cfg, batch = cfg_of(options, device), options.batch or BATCH[device.type]
+    options = parse(arguments, argv)
+    cfg, device, batch = options.cfg, options.device, options.batch or BATCH[options.device.type]
     found = measure(cfg, batch, device)
     groups = list(dict.fromkeys(group for bar in found.values() for group in bar))
     rows = [[group, *(f"{bar.get(group, 0):.1f}" for bar in found.values())] for group in groups]
     rows.append(["whole step", *(f"{sum(bar.values()):.1f}" for bar in found.values())])
-    name = result_name("time_shares", device, cfg)
+    name = result_name("time_shares", options)
     title = f"Where a training step's time goes, ms: {cfg}, batch {batch}"
     content = {"cfg": cfg, "batch": batch, "milliseconds": found}
-    write(name, title, machine(device), content, ["group", *found], rows, options.output)
+    write(name, title, content, table(["group", *found], rows), options)
     where = {"cuda": "a GPU", "cpu": "a CPU core"}[device.type]
     xlabel = f"ms of a training step of {batch} images on {where}, {Path(cfg).stem}"
     draw(found, xlabel, Path(options.output) / f"{name}.png")
 
 
-def main(argv=None):
-    """Run and return the exit code."""
-    return exit_code(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

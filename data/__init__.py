@@ -1,24 +1,22 @@
-"""Datasets, augmentation and loaders: `build_data` is the door, everything behind it takes plain keyword arguments."""
+"""Datasets, augmentation and loaders. Everything takes plain keyword arguments; a task translates its configuration."""
 
-from data.base import DatasetInfo, ImageDataset, Sources
-from data.build import Data, build_data
-from data.datasets import Request, create, list_datasets, register
-from data.loaders import EvalLoader, TrainLoader
+from data.base import ImageDataset
+from data.datasets import Request, create, list_datasets
+from data.loaders import HostBatch
 from data.mixing import Mixing
+from data.pipelines import check_classes, facts_of, split, worker_count
 from data.workers import worker_failure
 
 __all__ = [
-    "Data",
-    "DatasetInfo",
-    "EvalLoader",
+    "HostBatch",
     "ImageDataset",
     "Mixing",
     "Request",
-    "Sources",
-    "TrainLoader",
-    "build_data",
+    "check_classes",
     "create",
+    "facts_of",
     "list_datasets",
-    "register",
+    "split",
+    "worker_count",
     "worker_failure",
 ]

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
+
+from utils.errors import DataError, MissingError, listing
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -62,7 +65,14 @@ class ImageDataset(Dataset):
         raise NotImplementedError
 
     def content(self, index):
-        """The bytes of the image's file, None (as here) where images are no files. Raises as `load`."""
+        """The bytes that stand for the image: those of its file, or (as here) of its pixels. Raises as `load`."""
+        return self.load(index).tobytes()
+
+    def fingerprint(self):
+        """What tells that nothing has changed: pairs (name, numbers); None (as here) if decoding costs next to nothing.
+
+        Raises OSError.
+        """
 
     def name(self, index):
         """How error messages call this image: its file."""
@@ -100,7 +110,7 @@ class Subset(ImageDataset):
         return self.dataset.load(int(self.indices[index]), note)
 
     def content(self, index):
-        """The bytes of the file of `index`."""
+        """The bytes of the image in the whole dataset."""
         return self.dataset.content(int(self.indices[index]))
 
     def name(self, index):
@@ -130,3 +140,35 @@ class PackedStrings(Sequence):
     def __getitem__(self, index):
         start, end = self.ends[index], self.ends[index + 1]
         return self.text[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+
+def require_folder(path, wanted):
+    """`path` as an existing folder. Raises MissingError that says what was `wanted` and tried, or DataError."""
+    if not path:
+        raise MissingError(f"DATA.DATA_PATH is empty: give the folder of {wanted} (--data-path)")
+    path = Path(path)
+    if not path.exists():
+        raise MissingError(f"DATA.DATA_PATH {path}: not found (looked for {wanted} in {path.absolute()})")
+    if not path.is_dir():
+        raise DataError(f"DATA.DATA_PATH {path}: a file, but the folder of {wanted} was expected")
+    return path
+
+
+def check_same_classes(train, val, where):
+    """Raise DataError naming the classes that only one part has: labels would be shifted without a word."""
+    only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    if only_train or only_val:
+        texts = [
+            f"only in {part}: {listing(names, 3)}"
+            for part, names in (("train", only_train), ("validation", only_val))
+            if names
+        ]
+        raise DataError(f"{where}: training and validation classes differ, {'; '.join(texts)}")
+
+
+def check_labels(images, num_classes):
+    """Raise DataError naming the first image whose label is not in 0..num_classes-1."""
+    outside = np.flatnonzero((images.labels < 0) | (images.labels >= num_classes))
+    if len(outside):
+        index = int(outside[0])
+        raise DataError(f"{images.name(index)}: label {images.labels[index]} is outside 0..{num_classes - 1}")

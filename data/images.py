@@ -79,18 +79,10 @@ def read_file(path, name):
         raise StorageError(f"{name}: could not be read: {error.strerror or error}") from None
 
 
-def orientation(image):
-    """The EXIF orientation, 1 for upright and for a broken EXIF block."""
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except DECODE_ERRORS:
-        return 1
-
-
 def upright(image):
-    """Apply the EXIF orientation."""
+    """Apply the EXIF orientation; a broken EXIF block counts as none."""
     try:
-        return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
+        return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except DECODE_ERRORS:
         return image
 

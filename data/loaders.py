@@ -1,11 +1,12 @@
 """Batches for training and evaluation, on top of torch's DataLoader."""
 
 import multiprocessing
+from multiprocessing.util import Finalize
 
 import torch
 from torch.utils.data import DataLoader
 
-from data.samplers import eval_batches, most_eval_batches, shard
+from data.samplers import EvalShare
 from data.samples import bad_image_limit, collate
 from data.workers import WorkerSignals, cause, worker_failure
 from utils.errors import DataError, HangError, RunError
@@ -26,7 +27,7 @@ class BatchReader:
     `timeout` is in seconds and holds for worker processes only. Workers live from the first pass to the end.
     """
 
-    def __init__(self, samples, num_workers, timeout, pin_memory, log):
+    def __init__(self, samples, num_workers=0, timeout=0, pin_memory=False, log=print):
         self.samples, self.timeout, self.log, self.remarked = samples, timeout, log, set()
         self.signals, self.plan, self.processes = WorkerSignals(), Plan(), None
         self.loader = DataLoader(
@@ -75,7 +76,10 @@ class BatchReader:
         if self.processes is None:
             self.processes = [child for child in multiprocessing.active_children() if child not in before]
             if self.processes:
-                self.signals.end_with(self, iterator, self.processes)
+                # When the reader is dropped, or before Python waits for workers at its end. Left to itself torch would
+                # signal them too late (they are deaf) or, in garbage with cycles, find its queues closed already and
+                # wait five seconds for each.
+                Finalize(self, self.signals.end, args=(iterator, self.processes), exitpriority=100)
         return iterator
 
     def remark(self, notes):
@@ -86,22 +90,46 @@ class BatchReader:
                 self.log(f"warning: {kind} (first seen in {name})")
 
 
+class HostBatch:
+    """A training batch that workers made ready: `images` float (B, 3, H, W) and `labels` int64 (B,), on the CPU.
+
+    Every batch of a training loader has `labels`, `shape` (B, 3, H, W), a length and `finish`.
+    """
+
+    def __init__(self, images, labels):
+        self.images, self.labels, self.shape = images, labels, images.shape
+
+    def __len__(self):
+        return len(self.labels)
+
+    def finish(self, plan=None, device="cpu", dtype=torch.float32):
+        """Images (B, 3, H, W) on `device`, mixed by the MixPlan `plan`, then rounded to `dtype`.
+
+        They may be this batch's own, which are not to be changed: a refused step is made again from the same batch.
+        """
+        images = self.images.to(device, non_blocking=True)
+        return (images if plan is None else plan.mix(images)).to(dtype)
+
+
 class TrainLoader:
-    """Micro-batches of this process: images float (B, 3, H, W) and labels int64 (B,), on the CPU.
+    """Micro-batches of this process from `reader`, a BatchReader of TrainSamples; `sampler` gives their order.
 
     `batches_per_epoch` is the same on all processes.
     """
 
-    def __init__(self, samples, sampler, num_workers=0, timeout=0, pin_memory=False, log=print):
-        self.samples, self.sampler, self.log = samples, sampler, log
-        self.reader = BatchReader(samples, num_workers, timeout, pin_memory, log)
+    def __init__(self, reader, sampler):
+        self.reader, self.samples, self.sampler = reader, reader.samples, sampler
         self.batches_per_epoch = sampler.per_epoch
         self.left_out = set()
 
     def epoch(self, epoch, start=0):
         """Iterate over micro-batches `start`, `start` + 1, ... of an epoch; every call gives the same ones."""
-        if not 0 <= start <= self.batches_per_epoch:
-            raise ValueError(f"start {start} is outside 0..{self.batches_per_epoch}, the micro-batches of an epoch")
+        for images, labels in self.read(epoch, start):
+            yield HostBatch(images, labels)
+
+    def read(self, epoch, start):
+        """(what the workers made of the images, labels) of the micro-batches."""
+        self.sampler.check_start(start)
         if start == self.batches_per_epoch:
             return
 
@@ -113,37 +141,28 @@ class TrainLoader:
             self.count(batch.left_out)
             yield batch.images, batch.labels
 
-    def to_mix(self, epoch, start=0):
-        """The same batches, for code that hands them to data.Mixing; on the device path they may be PendingImages."""
-        return self.epoch(epoch, start)
-
     def count(self, left_out):
         """Log every image that was replaced, once. Raises DataError when there are too many."""
-        limit = bad_image_limit(len(self.samples))
         for name, text in left_out:
-            if name in self.left_out:
-                continue
-            self.left_out.add(name)
-            self.log(f"warning: image left out, the next one takes its place ({len(self.left_out)} so far): {text}")
-            if len(self.left_out) > limit:
-                raise DataError(f"more than {limit} bad training images (DATA.BAD_IMAGES is skip); the last: {text}")
+            if name not in self.left_out:
+                self.left_out.add(name)
+                note_left_out(len(self.left_out), text, len(self.samples), self.reader.log)
 
 
-class EvalLoader:
-    """This process's exact share of an evaluation set, unpadded: same tuples as TrainLoader.
+def note_left_out(number, text, size, log):
+    """Log that the `number`-th of `size` training images was left out, for the reason `text`, or raise DataError."""
+    limit = bad_image_limit(size)
+    log(f"warning: image left out, the next one takes its place ({number} so far): {text}")
+    if number > limit:
+        raise DataError(f"more than {limit} bad training images (DATA.BAD_IMAGES is skip); the last: {text}")
 
-    `size` is the whole set's number of images, `batches` the number of batches of the process that has most (others may
-    run dry earlier), `indices` the positions in the set that this process reads, in order.
-    """
 
-    def __init__(
-        self, samples, batch_size, rank=0, world_size=1, num_workers=0, timeout=0, pin_memory=False, log=print
-    ):
-        self.samples, self.size = samples, len(samples)
-        self.indices = shard(self.size, rank, world_size)
-        self.plan = eval_batches(self.size, batch_size, rank, world_size)
-        self.batches = most_eval_batches(self.size, batch_size, world_size)
-        self.reader = BatchReader(samples, num_workers, timeout, pin_memory, log)
+class EvalLoader(EvalShare):
+    """Batches (images float (B, 3, H, W), labels int64 (B,)) of an EvalShare, through a BatchReader of EvalSamples."""
+
+    def __init__(self, reader, batch_size, rank=0, world_size=1):
+        super().__init__(len(reader.samples), batch_size, rank, world_size)
+        self.reader, self.samples = reader, reader.samples
 
     def __iter__(self):
         if not self.plan:

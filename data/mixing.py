@@ -12,10 +12,8 @@ from timm.data.mixup import cutmix_bbox_and_lam, mixup_target
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from utils.errors import ConfigError, nearest
+from utils.errors import ConfigError
 from utils.seed import seeded
-
-MODES = ("batch", "pair", "elem")
 
 
 @dataclass(frozen=True)
@@ -48,16 +46,17 @@ class MixPlan:
         return torch.tensor(self.box or (0, 0, 0, 0), dtype=torch.int32).repeat(batch, 1)
 
     def mix(self, images):
-        """`images` (B, 3, H, W) mixed; in place where that is possible."""
+        """The mixture of `images` (B, 3, H, W): new ones, or themselves if nothing is mixed."""
         if self.per_image:
             return self.mix_each(images)
         if self.box:
             top, bottom, left, right = self.box
-            images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
-        elif self.weight != 1.0:
-            partner = images.flip(0).mul_(1.0 - self.weight)
-            images.mul_(self.weight).add_(partner)
-        return images
+            mixed = images.clone()
+            mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
+            return mixed
+        if self.weight == 1.0:
+            return images
+        return (images * self.weight).add_(images.flip(0).mul_(1.0 - self.weight))
 
     def mix_each(self, images):
         """The mixture with one weight and one box per image."""
@@ -67,11 +66,6 @@ class MixPlan:
         inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
         partner = images.flip(0)
         return torch.where(inside[:, None], partner, images * weight + partner * (1 - weight))
-
-    def soft_targets(self, targets, classes, smoothing):
-        """Smoothed targets (B, classes) from class indices (B,)."""
-        share = self.share.to(targets.device, non_blocking=targets.is_cuda)[:, None] if self.per_image else self.share
-        return mixup_target(targets, classes, share, smoothing)
 
 
 class PlanningMixup(Mixup):
@@ -114,16 +108,15 @@ class PlanningMixup(Mixup):
 
 
 class Mixing:
-    """`mixing(images, targets, key)` mixes a batch; `mixing.criterion` is the loss for the targets it returns.
+    """`mixing(batch, key, device)` mixes a batch; `mixing.criterion` is the loss for the targets it returns.
 
     - mixup or cutmix active: targets become soft, (B, classes), rows summing to 1 and already smoothed; the loss is
       the cross-entropy with soft targets, which smooths nothing more.
-    - neither: images and targets are returned untouched; the loss smooths.
+    - neither: images are not mixed, targets are the labels; the loss smooths.
 
     Mode 'batch' draws one mixing factor per batch and copies nothing to the device; 'pair' and 'elem' draw one per
-    pair or image and copy them there. `plan` draws without mixing, for code that mixes in a kernel. `cutmix_minmax`
-    (two fractions of the side lengths) replaces the factor of CutMix and switches it on. Raises ConfigError for
-    impossible values.
+    pair or image and copy them there. `cutmix_minmax` (two fractions of the side lengths) replaces the factor of CutMix
+    and switches it on; ConfigError if they leave nothing to draw.
     """
 
     def __init__(
@@ -137,9 +130,7 @@ class Mixing:
         mode="batch",
         smoothing=0.0,
     ):
-        if mode not in MODES:
-            raise ConfigError(f"AUG.MIXUP_MODE: unknown mode {mode!r}; one of {', '.join(MODES)}{nearest(mode, MODES)}")
-        if cutmix_minmax and not (len(cutmix_minmax) == 2 and 0 <= cutmix_minmax[0] < cutmix_minmax[1] <= 1):
+        if cutmix_minmax and not 0 <= cutmix_minmax[0] < cutmix_minmax[1] <= 1:
             raise ConfigError(f"AUG.CUTMIX_MINMAX: {list(cutmix_minmax)}, but [low, high] with 0 <= low < high <= 1")
         self.num_classes, self.mode, self.smoothing = num_classes, mode, smoothing
         self.active = prob > 0 and (mixup > 0 or cutmix > 0 or len(cutmix_minmax) > 0)
@@ -165,18 +156,14 @@ class Mixing:
         if self.active and self.mode == "pair" and batch_size % 2:
             raise ConfigError(f"DATA.BATCH_SIZE: {batch_size} is odd, but AUG.MIXUP_MODE pair needs an even batch")
 
-    def __call__(self, images, targets, key, dtype=None):
-        """Mix in place: images (B, 3, H, W) and class indices (B,) on any device; `key` is a tuple, see `seeded`.
+    def __call__(self, batch, key, device, dtype=None):
+        """(images (B, 3, H, W), targets) on `device` from a batch of a training loader; `key` is a tuple, see `seeded`.
 
-        The images returned have `dtype` (None: float32, or that of the tensor that came) and are mixed before they are
-        rounded to it. Images of the device pipeline (data/device/pending.py) are finished and mixed in one go.
+        The images have `dtype` (None: float32) and are mixed before they are rounded to it. The batch stays as it is.
         """
-        plan = self.plan(images.shape, key)
-        if not isinstance(images, torch.Tensor):
-            images = images.finish(plan, dtype or torch.float32)
-        elif plan is not None:
-            images = plan.mix(images)
-        return images.to(dtype or images.dtype), self.targets(targets, plan)
+        plan = self.plan(batch.shape, key)
+        images = batch.finish(plan, device, dtype or torch.float32)
+        return images, self.targets(batch.labels.to(device, non_blocking=True), plan)
 
     def plan(self, shape, key):
         """The MixPlan of a batch of `shape` (B, 3, H, W), None if nothing is mixed; the same that a call applies."""
@@ -187,7 +174,12 @@ class Mixing:
 
     def targets(self, targets, plan):
         """What `criterion` takes: the class indices (B,) themselves without a plan, else soft targets (B, classes)."""
-        return targets if plan is None else plan.soft_targets(targets, self.num_classes, self.smoothing)
+        if plan is None:
+            return targets
+        share = plan.share
+        if plan.per_image:
+            share = share.to(targets.device, non_blocking=targets.is_cuda)[:, None]
+        return mixup_target(targets, self.num_classes, share, self.smoothing)
 
     def describe(self):
         """Lines that say what is mixed and which loss is used."""

@@ -1,5 +1,7 @@
 """Which image comes when: pure functions of (seed, epoch), the same for any number of processes."""
 
+import math
+
 import numpy as np
 
 from utils.errors import ConfigError, DataError
@@ -34,16 +36,22 @@ class TrainBatches:
                 f"at most {size // world_size}"
             )
 
-    def batch(self, order, number):
-        """Image indices of this process in global micro-batch `number`."""
-        first = (number * self.world_size + self.rank) * self.batch_size
-        return order[first : first + self.batch_size].tolist()
-
-    def batches(self, epoch, start=0):
-        """Lists of keys (epoch, index), from micro-batch `start` of the epoch on."""
+    def indices(self, epoch, start=0):
+        """Lists of image indices, from micro-batch `start` of the epoch on."""
         order = epoch_order(self.size, self.seed, epoch)
         for number in range(start, self.per_epoch):
-            yield [(epoch, index) for index in self.batch(order, number)]
+            first = (number * self.world_size + self.rank) * self.batch_size
+            yield order[first : first + self.batch_size].tolist()
+
+    def batches(self, epoch, start=0):
+        """The same as lists of keys (epoch, index)."""
+        for indices in self.indices(epoch, start):
+            yield [(epoch, index) for index in indices]
+
+    def check_start(self, start):
+        """Raise ValueError unless an epoch can begin at micro-batch `start`."""
+        if not 0 <= start <= self.per_epoch:
+            raise ValueError(f"start {start} is outside 0..{self.per_epoch}, the micro-batches of an epoch")
 
 
 def shard(size, rank, world_size):
@@ -51,16 +59,19 @@ def shard(size, rank, world_size):
     return range(size * rank // world_size, size * (rank + 1) // world_size)
 
 
-def eval_batches(size, batch_size, rank, world_size):
-    """This process's shard in lists of at most `batch_size` indices; empty if there are more processes than images."""
-    indices = shard(size, rank, world_size)
-    return [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
+class EvalShare:
+    """This process's exact share of an evaluation set of `size` images, unpadded.
 
+    `indices` are the positions in the set, in order; `plan` the same in lists of at most `batch_size`, none if there
+    are more processes than images; `batches` the number of lists of the process that has most (others may run dry
+    earlier).
+    """
 
-def most_eval_batches(size, batch_size, world_size):
-    """Number of evaluation batches of the process that has most."""
-    largest = -(-size // world_size)
-    return -(-largest // batch_size)
+    def __init__(self, size, batch_size, rank=0, world_size=1):
+        self.size, self.indices = size, shard(size, rank, world_size)
+        starts = range(0, len(self.indices), batch_size)
+        self.plan = [list(self.indices[first : first + batch_size]) for first in starts]
+        self.batches = math.ceil(math.ceil(size / world_size) / batch_size)
 
 
 def stratified_split(labels, fraction, *keys):

@@ -13,10 +13,7 @@ from utils.seed import seeded
 
 
 class Sample(NamedTuple):
-    """A tensor (3, H, W), its label, errors of images left out for it, and remarks (kind, name).
-
-    In place of the tensor an object that `stack`s several of its kind to what the batch holds (data/device).
-    """
+    """A tensor (3, H, W), its label, errors of images left out for it, and remarks (kind, name)."""
 
     image: object
     label: int
@@ -38,8 +35,7 @@ def collate(samples):
     for sample in samples:
         if isinstance(sample, RunError):
             return sample
-    stack = getattr(samples[0].image, "stack", default_collate)
-    images, labels = stack([sample.image for sample in samples]), default_collate([sample.label for sample in samples])
+    images, labels = (default_collate([sample[place] for sample in samples]) for place in (0, 1))
     left_out = [item for sample in samples for item in sample.left_out]
     notes = [item for sample in samples for item in sample.notes]
     return Batch(images, labels, left_out, notes)
@@ -50,7 +46,25 @@ def bad_image_limit(size):
     return max(10, size // 100)
 
 
-class TrainSamples(Dataset):
+class EvalSamples(Dataset):
+    """Images for evaluation by index; one that cannot be read is always an error."""
+
+    def __init__(self, images, transform):
+        self.images, self.transform = images, transform
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        notes = []
+        try:
+            image = self.images.load(index, lambda *note: notes.append(note))
+        except RunError as error:
+            return error
+        return Sample(self.transform(image), int(self.images.labels[index]), [], notes)
+
+
+class TrainSamples(EvalSamples):
     """Augmented training images by key (epoch, index); what is drawn depends on (seed, epoch, index) alone.
 
     With `skip_bad` an image that cannot be read is replaced by the next one by index, the same way in every run and on
@@ -58,11 +72,9 @@ class TrainSamples(Dataset):
     """
 
     def __init__(self, images, transform, seed, skip_bad=False):
-        self.images, self.transform, self.seed = images, transform, int(seed)
+        super().__init__(images, transform)
+        self.seed = int(seed)
         self.attempts = min(len(images), bad_image_limit(len(images)) + 1) if skip_bad else 1
-
-    def __len__(self):
-        return len(self.images)
 
     def __getitem__(self, key):
         epoch, index = key
@@ -90,21 +102,3 @@ class TrainSamples(Dataset):
                     raise
                 left_out.append((self.images.name(place), str(error)))
         raise DataError(f"{self.attempts} images in a row cannot be read; the last: {left_out[-1][1]}")
-
-
-class EvalSamples(Dataset):
-    """Images for evaluation by index; one that cannot be read is always an error."""
-
-    def __init__(self, images, transform):
-        self.images, self.transform = images, transform
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        notes = []
-        try:
-            image = self.images.load(index, lambda *note: notes.append(note))
-        except RunError as error:
-            return error
-        return Sample(self.transform(image), int(self.images.labels[index]), [], notes)

@@ -5,16 +5,24 @@ colour jitter -> tensor -> normalise -> random erasing. The stages are timm's; o
 Evaluation: one resize and a crop, and none of them for images that already have the model's input size.
 """
 
+import re
+
+from PIL import Image, ImageOps
+from timm.data import auto_augment as timm_policies
 from timm.data import create_transform
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
-from data.randaugment import check_auto_augment, describe_auto_augment, guard_posterize
-from utils.errors import ConfigError, nearest
+from utils.errors import ConfigError
 
-INTERPOLATIONS = {name: T.InterpolationMode(name) for name in ("nearest", "bilinear", "bicubic", "lanczos")}
-CROPS = ("resized", "padded", "none")
+POLICIES = (RandAugment, AugMixAugment, AutoAugment)
+NUMBER = r"\d+(\.\d+)?"
+SECTIONS = {  # timm skips sections that it does not know when they hold no digit: a typing error would go unnoticed
+    "rand": rf"m\d+|n\d+|p{NUMBER}|mstd{NUMBER}|mmax\d+|inc[01]|t(weights|3a|3aw)",
+    "augmix": rf"m\d+|w\d+|d\d+|a{NUMBER}|b[01]|mstd{NUMBER}",
+    **dict.fromkeys(("v0", "v0r", "original", "originalr", "3a"), rf"mstd{NUMBER}"),
+}
 EVAL_CROP = 0.875  # share of the resized image's side that the centre crop keeps
 
 
@@ -50,25 +58,21 @@ class Fit:
     """
 
     def __init__(self, size, interpolation, margin=1.0):
-        self.size, self.interpolation, self.margin = size, interpolation, margin
+        self.size, self.interpolation = size, interpolation
+        self.larger = tuple(int(side / margin) for side in size) if margin else None  # what the crop is cut out of
 
     def __call__(self, image):
         """PIL image in, PIL image of `size` out."""
         if (image.height, image.width) == self.size:
             return image
-        mode = INTERPOLATIONS[self.interpolation]
-        if self.margin is None:
+        mode = T.InterpolationMode(self.interpolation)
+        if self.larger is None:
             return F.resize(image, self.size, mode)
-        larger = tuple(int(side / self.margin) for side in self.size)
-        return F.center_crop(F.resize(image, covering_size(*image.size, larger), mode), self.size)
+        return F.center_crop(F.resize(image, covering_size(*image.size, self.larger), mode), self.size)
 
     def __repr__(self):
         size = text_size(self.size)
-        if self.margin is None:
-            how = f"resized to {size}"
-        else:
-            larger = text_size(tuple(int(side / self.margin) for side in self.size))
-            how = f"resized to cover {larger}, centre crop {size}"
+        how = f"resized to cover {text_size(self.larger)}, centre crop {size}" if self.larger else f"resized to {size}"
         return f"images of {size} as they are, others {how} ({self.interpolation})"
 
 
@@ -82,17 +86,11 @@ def as_size(img_size):
     return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
 
 
-def check_choice(key, value, options):
-    """Raise ConfigError if `value` is not among `options`."""
-    if value not in options:
-        raise ConfigError(f"{key}: {value!r}, but one of {', '.join(options)}{nearest(value, options)}")
-
-
 class TrainTransform(T.Compose):
     """The training pipeline; `describe()` lists what is in effect and what is not.
 
     Arguments are the values of the configuration's AUG section in lower case; `img_size` int or (height, width),
-    `mean` and `std` of pixels in 0..1. Raises ConfigError for unknown choices.
+    `mean` and `std` of pixels in 0..1. Raises ConfigError for an unknown section of `auto_augment`.
     """
 
     def __init__(
@@ -113,9 +111,6 @@ class TrainTransform(T.Compose):
         remode="pixel",
         recount=1,
     ):
-        check_choice("DATA.INTERPOLATION", interpolation, INTERPOLATIONS)
-        check_choice("AUG.CROP", crop, CROPS)
-        check_choice("AUG.REMODE", remode, ("pixel", "rand", "const"))
         if auto_augment:
             check_auto_augment(auto_augment)
         self.size, self.auto_augment, self.color_jitter = as_size(img_size), auto_augment, color_jitter
@@ -138,7 +133,7 @@ class TrainTransform(T.Compose):
         )
         timm_crop, *flips = first.transforms
         for step in second.transforms:
-            if isinstance(step, (RandAugment, AugMixAugment, AutoAugment)):
+            if isinstance(step, POLICIES):
                 guard_posterize(step)
         small = [ResizeSmall(self.size)] if resize_first else []
         crop_steps = self.crop_steps(crop, timm_crop, interpolation)
@@ -185,7 +180,6 @@ class EvalTransform(T.Compose):
     """
 
     def __init__(self, img_size, mean, std, interpolation="bicubic", crop=True):
-        check_choice("DATA.INTERPOLATION", interpolation, INTERPOLATIONS)
         fit = Fit(as_size(img_size), interpolation, margin=EVAL_CROP if crop else None)
         super().__init__([fit, T.ToTensor(), T.Normalize(tuple(mean), tuple(std))])
 
@@ -198,7 +192,7 @@ def describe_steps(steps, auto_augment=""):
     """One line per step, from the objects themselves."""
     lines = []
     for step in steps:
-        if isinstance(step, (RandAugment, AugMixAugment, AutoAugment)):
+        if isinstance(step, POLICIES):
             lines.append(describe_auto_augment(step, auto_augment))
         elif isinstance(step, T.Normalize):
             mean, std = ([round(float(value), 4) for value in values] for values in (step.mean, step.std))
@@ -206,3 +200,47 @@ def describe_steps(steps, auto_augment=""):
         else:
             lines.append(" ".join(repr(step).split()))
     return lines
+
+
+def check_auto_augment(text):
+    """Raise ConfigError unless timm understands every section of a string such as `rand-m9-mstd0.5-inc1`."""
+    policy, *sections = text.split("-")
+    if policy not in SECTIONS:
+        known = ", ".join(SECTIONS)
+        raise ConfigError(f"AUG.AUTO_AUGMENT: {text!r} starts with {policy!r}; one of {known} expected, or '' for none")
+    for section in sections:
+        if not re.fullmatch(SECTIONS[policy], section):
+            raise ConfigError(f"AUG.AUTO_AUGMENT: {text!r}: unknown section {section!r} (like rand-m9-mstd0.5-inc1)")
+
+
+def posterize(img, bits_to_keep, **_):
+    """Keep the highest bits of every channel; 0 bits give black, as Pillow 12 did (13 raises an error, and so timm)."""
+    if bits_to_keep <= 0:
+        return Image.new(img.mode, img.size)
+    return img if bits_to_keep >= 8 else ImageOps.posterize(img, bits_to_keep)
+
+
+def operations(transform):
+    """The AugmentOp objects of a RandAugment, AugMix or AutoAugment object of timm."""
+    if isinstance(transform, AutoAugment):
+        return [op for sub_policy in transform.policy for op in sub_policy]
+    return list(transform.ops)
+
+
+def guard_posterize(transform):
+    """Give this one transform object the posterize above; the library itself is left alone."""
+    for op in operations(transform):
+        if op.aug_fn is timm_policies.posterize:
+            op.aug_fn = posterize
+
+
+def describe_auto_augment(transform, text):
+    """One line about the operations that `text` stands for."""
+    ops = operations(transform)
+    names = sorted({op.name for op in ops})
+    kind = type(transform).__name__
+    if isinstance(transform, RandAugment):
+        op = ops[0]
+        how = f"{transform.num_layers} layers, probability {op.prob}, magnitude {op.magnitude} (std {op.magnitude_std})"
+        return f"{kind} {text}: {how}, {len(ops)} operations: {', '.join(names)}"
+    return f"{kind} {text}: {len(names)} operations: {', '.join(names)}"

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 from multiprocessing import connection
-from multiprocessing.util import Finalize
 
 from utils.errors import HangError, StorageError
 
@@ -36,18 +35,10 @@ class WorkerSignals:
         if self.leaving.value:
             os._exit(0)
 
-    def end_with(self, owner, iterator, processes):
-        """In the main process: end the workers when `owner` is dropped, or before Python waits for them at its end.
-
-        Left to itself torch would signal them too late (they are deaf) or, in garbage with cycles, find its own queues
-        closed already and wait five seconds for each of them.
-        """
-        Finalize(owner, self.end, args=(iterator, processes), exitpriority=100)
-
     def end(self, iterator, processes):
         """End the workers, politely while torch still does so (not at Python's end), then by signal."""
         self.leaving.value = 1
-        reap()
+        multiprocessing.active_children()
         with contextlib.suppress(RuntimeError):  # Python 3.12 starts no thread at its end, which a queue may need
             iterator._shutdown_workers()
         self.stop(processes)
@@ -55,7 +46,7 @@ class WorkerSignals:
     def stop(self, processes):
         """End the workers by signal, and by force if one is stuck (in a read that never returns, say)."""
         self.leaving.value = 1
-        reap()
+        multiprocessing.active_children()  # collects exit statuses: else torch reports them whenever any child ends
         for process in processes:
             process.terminate()
         for process in processes:
@@ -65,11 +56,6 @@ class WorkerSignals:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error about what we do here
             for process in stuck:
                 process.kill()
-
-
-def reap():
-    """Collect the exit status of killed workers: until then torch reports them again whenever any child ends."""
-    multiprocessing.active_children()
 
 
 def cause(error, processes):

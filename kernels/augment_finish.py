@@ -15,7 +15,7 @@ ERASE_MODES = ("const", "rand", "pixel")
 def normal(key, position, channel, index, epoch):
     """A standard normal (float32) for every `position` and a channel, from the words of Philox4x32-10.
 
-    As data/device/random.py: Box-Muller of words 0 and 1 gives channels 0 (cosine) and 1 (sine), of 2 and 3 channel 2.
+    As data/device/draws.py: Box-Muller of words 0 and 1 gives channels 0 (cosine) and 1 (sine), of 2 and 3 channel 2.
     """
     stream, image = position * 0 + NOISE_STREAM, position * 0 + index.to(tl.int32)
     w0, w1, w2, w3 = tl.philox(key, position, stream, image, position * 0 + epoch)
@@ -26,42 +26,28 @@ def normal(key, position, channel, index, epoch):
 
 
 @triton.jit
-def normalised(channel, place, inside, mean, std):
-    """(x / 255 - mean) / std in float32, divisions rounded as IEEE has it."""
-    value = tl.load(channel + place, mask=inside, other=0).to(tl.float32)
-    return tl.div_rn(tl.div_rn(value, tl.full([], 255.0, tl.float32)) - mean, std)
-
-
-@triton.jit
-def erasing_rectangle(erase, sample, batch, row, column, RECTANGLES: tl.constexpr):
-    """Number of the last rectangle that covers (row, column), -1 for none; `erase` int32 (R, B, 4)."""
-    covered = row * 0 - 1
-    for number in tl.static_range(RECTANGLES):
-        at = erase + (number * batch + sample) * 4
-        top, left = tl.load(at), tl.load(at + 1)
-        height, width = tl.load(at + 2), tl.load(at + 3)
-        within = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
-        covered = tl.where(within, number, covered)
-    return covered
-
-
-@triton.jit
 def finished(
     pixels, sample, batch, channel, row, column, inside, mean, std, erase, index, key, epoch,
     H: tl.constexpr, W: tl.constexpr, RECTANGLES: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """A channel of an image at (row, column), normalised and erased: float32."""
+    """A channel of an image at (row, column), normalised with divisions rounded as IEEE has it, and erased: float32."""
     place = row * W + column
-    result = normalised(pixels + (sample * 3 + channel) * (H * W), place, inside, mean, std)
+    value = tl.load(pixels + (sample * 3 + channel) * (H * W) + place, mask=inside, other=0).to(tl.float32)
+    result = tl.div_rn(tl.div_rn(value, tl.full([], 255.0, tl.float32)) - mean, std)
     if RECTANGLES > 0:
-        covered = erasing_rectangle(erase, sample, batch, row, column, RECTANGLES)
+        covered = row * 0 - 1  # number of the last rectangle over the pixel, -1 for none
+        for number in tl.static_range(RECTANGLES):
+            at = erase + (number * batch + sample) * 4
+            top, left = tl.load(at), tl.load(at + 1)
+            height, width = tl.load(at + 2), tl.load(at + 3)
+            within = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+            covered = tl.where(within, number, covered)
         if tl.max(covered, axis=0) >= 0:
             if MODE == CONST:
                 noise = result * 0.0
-            elif MODE == RAND:
-                noise = normal(key, covered, channel, tl.load(index + sample), epoch)
             else:
-                noise = normal(key, place, channel, tl.load(index + sample), epoch)
+                position = covered if MODE == RAND else place
+                noise = normal(key, position, channel, tl.load(index + sample), epoch)
             result = tl.where(covered >= 0, noise, result)
     return result
 
@@ -71,21 +57,18 @@ def finish_kernel(
     pixels, erase, index, weights, boxes, out, batch, key, epoch,
     mean_red, mean_green, mean_blue, std_red, std_green, std_blue,
     H: tl.constexpr, W: tl.constexpr, RECTANGLES: tl.constexpr, MODE: tl.constexpr, MIX: tl.constexpr,
-    PATCH: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out (B, 3, H, W), or with PATCH p > 0 tokens (B, H/p * W/p, 3 * p * p), from uint8 pixels (B, 3, H, W)."""
+    """out (B, 3, H, W) from uint8 pixels of the same shape.
+
+    erase int32 (R, B, 4): top, left, height, width. weights float32 (B,) and boxes int32 (B, 4) (top, bottom, left,
+    right): image b becomes w * b + (1 - w) * other, with other = B - 1 - b, and `other` alone inside the box.
+    """
     plane, start = plane_and_place(H * W, BLOCK)
     sample, channel = plane // 3, (plane % 3).to(tl.int32)
     place = start + tl.arange(0, BLOCK)
     inside = place < H * W
-    if PATCH > 0:  # `place` counts patch by patch
-        token, within = place // (PATCH * PATCH), place % (PATCH * PATCH)
-        row = token // (W // PATCH) * PATCH + within // PATCH
-        column = token % (W // PATCH) * PATCH + within % PATCH
-        target = (token * 3 + channel) * (PATCH * PATCH) + within
-    else:
-        row, column = place // W, place % W
-        target = channel * (H * W) + place
+    row, column = place // W, place % W
     mean = tl.where(channel == 0, mean_red, tl.where(channel == 1, mean_green, mean_blue))
     std = tl.where(channel == 0, std_red, tl.where(channel == 1, std_green, std_blue))
     result = finished(
@@ -102,4 +85,4 @@ def finish_kernel(
         left, right = tl.load(boxes + sample * 4 + 2), tl.load(boxes + sample * 4 + 3)
         in_box = (row >= top) & (row < bottom) & (column >= left) & (column < right)
         result = tl.where(in_box, other, weight * result + (1.0 - weight) * other)
-    tl.store(out + sample * (3 * H * W) + target, result.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + plane * (H * W) + place, result.to(out.dtype.element_ty), mask=inside)

@@ -22,8 +22,8 @@ def gelu_moments(x, patches, stored, wide):
     batch, tokens, channels = x.shape
     g = x.new_empty(batch, patches, channels, dtype=stored)
     partial = x.new_empty(triton.cdiv(batch * patches, MOMENT_ROWS), 3, channels, dtype=wide)
-    sizes = (batch * patches, patches, tokens - patches, channels, *x.stride()[:2])
-    run(shortcut.gelu_moments_kernel, sizes[0], MOMENT_ROWS, 8, (x, g, partial, *sizes), wide)
+    counts = batch * patches, patches, tokens - patches, channels
+    run(shortcut.gelu_moments_kernel, (MOMENT_ROWS, 8), (x, g, partial), counts, (x,), wide)
     return g, partial
 
 
@@ -58,18 +58,17 @@ def add(residual, x, g, table, grid, identity):
     """Out, like residual; see add_kernel."""
     out = residual.new_empty(residual.shape)
     kernel = round((len(table) / 2 - 1) ** 0.5)
-    arguments = (residual, x, g, table, out, *sizes(residual, grid, everything=True), *strides(residual, x))
-    rows = arguments[5]
-    run(shortcut.add_kernel, rows, MAP_ROWS, 4, arguments, table.dtype, KERNEL=kernel, IDENTITY=identity)
+    tensors, counts = (residual, x, g, table, out), sizes(residual, grid, everything=True)
+    constants = {"KERNEL": kernel, "IDENTITY": identity}
+    run(shortcut.add_kernel, (MAP_ROWS, 4), tensors, counts, (residual, x), table.dtype, **constants)
     return out
 
 
 def correlate(d, x, g, grid, kernel, wide, identity):
     """(2 K^2 + 1, C): the sums G, H and, with `identity`, of d * x."""
     partial = d.new_empty(triton.cdiv(g.shape[0] * g.shape[1], SUM_ROWS), 2 * kernel**2 + 1, g.shape[2], dtype=wide)
-    arguments = (d, x, g, partial, *sizes(d, grid, everything=False), *strides(d, x))
-    rows = arguments[4]
-    run(shortcut.correlate_kernel, rows, SUM_ROWS, 8, arguments, wide, KERNEL=kernel, IDENTITY=identity)
+    counts, constants = sizes(d, grid, everything=False), {"KERNEL": kernel, "IDENTITY": identity}
+    run(shortcut.correlate_kernel, (SUM_ROWS, 8), (d, x, g, partial), counts, (d, x), wide, **constants)
     return partial.sum(0)
 
 
@@ -87,9 +86,9 @@ def input_gradient(d, x, table, moments, grid, from_batch):
     """Gradient like x; moments (3, C) are read if the norms used those of the batch."""
     out = x.new_empty(x.shape)
     kernel = round((len(table) - 3) ** 0.5)
-    arguments = (d, x, table, moments, out, *sizes(d, grid, everything=True), *strides(d, x))
-    rows = arguments[5]
-    run(shortcut.input_gradient_kernel, rows, MAP_ROWS, 4, arguments, table.dtype, KERNEL=kernel, BATCH=from_batch)
+    tensors, counts = (d, x, table, moments, out), sizes(d, grid, everything=True)
+    constants = {"KERNEL": kernel, "BATCH": from_batch}
+    run(shortcut.input_gradient_kernel, (MAP_ROWS, 4), tensors, counts, (d, x), table.dtype, **constants)
     return out
 
 
@@ -99,11 +98,6 @@ def sizes(tokens, grid, everything):
     prefix = count - grid[0] * grid[1]
     handled = count if everything else count - prefix
     return batch * handled, handled, prefix, *grid, channels
-
-
-def strides(*tensors):
-    """Of the images and tokens of each."""
-    return tuple(stride for tensor in tensors for stride in tensor.stride()[:2])
 
 
 def per_norm(rows):
@@ -121,19 +115,20 @@ def per_channel(kernel, parameters, arguments, identity):
     )  # fmt: skip
 
 
-def launch(kernel, programs, arguments, wide, **constants):
-    """Run a kernel of shortcut_channels."""
-    wide = tl.float64 if wide == torch.float64 else tl.float32
-    with torch.cuda.device_of(arguments[0]):
-        kernel[programs](*arguments, WIDE=wide, BLOCK_C=CHANNELS, num_warps=4, **constants)
+def run(kernel, form, tensors, counts, strided, wide, **constants):
+    """Run a kernel of shortcut over counts[0] tokens; form: (tokens of a program, warps).
 
-
-def run(kernel, total, rows, warps, arguments, wide, **constants):
-    """Run a kernel of shortcut over `total` tokens, `rows` in each program."""
-    channels = arguments[0].shape[2]
+    Its arguments are `tensors`, `counts` and the strides of images and tokens of those in `strided`.
+    """
+    (rows, warps), channels = form, tensors[0].shape[2]
     block_c = 32 if 0 < channels % 64 <= 32 else 64
+    programs = triton.cdiv(counts[0], rows), triton.cdiv(channels, block_c)
+    strides = (stride for tensor in strided for stride in tensor.stride()[:2])
+    launch(kernel, programs, (*tensors, *counts, *strides), wide, block_c, warps, ROWS=rows, **constants)
+
+
+def launch(kernel, programs, arguments, wide, block_c=CHANNELS, warps=4, **constants):
+    """Run a kernel on the device of its tensors."""
     wide = tl.float64 if wide == torch.float64 else tl.float32
     with torch.cuda.device_of(arguments[0]):
-        kernel[triton.cdiv(total, rows), triton.cdiv(channels, block_c)](
-            *arguments, WIDE=wide, ROWS=rows, BLOCK_C=block_c, num_warps=warps, **constants
-        )
+        kernel[programs](*arguments, WIDE=wide, BLOCK_C=block_c, num_warps=warps, **constants)

@@ -1,12 +1,13 @@
 """Backbones with depth-wise convolution shortcuts: `create(variant, **kwargs)`, `list_variants()`.
 
 Besides these variants, `create('timm/<name>', ...)` takes any model of timm. Importing the package also enters the
-variants in timm's registry, see models.timm_registry.
+variants in timm's registry, see models.timm_models.registry.
 """
 
-from models import cait, cvt, dwnet, swin, swin_mlp, swin_v2, timm_wrap, vit  # noqa: F401  (importing a file registers its variants)
+from models import vit, cait, cvt, dwnet, swin  # noqa: F401, I001  (importing a file registers its variants)
 from models.registry import create, get_variant, list_variants
-from models.timm_registry import register_all
+from models.timm_models import wrap  # noqa: F401  (registers timm/<name>)
+from models.timm_models.registry import register_all
 
 __all__ = ["create", "get_variant", "list_variants"]
 

@@ -1,40 +1,48 @@
-"""What every backbone answers to, and the two initialisations."""
+"""The forward path that backbones share: all of them, those with one stack of blocks, those with stages.
+
+What timm's tools ask beyond it is in models.timm_contract.
+"""
 
 import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
-from models.checks import choice
-from models.layers import to_image
+from models import checks
+from models.checks import ArgumentError
+from models.layers import PatchProjection, patch_grid
 from models.shortcut import ShortcutStack
-from utils.errors import ConfigError
+from models.timm_contract import OneStack, Stages, TimmContract
 
 INITIALISATIONS = ("paper", "timm")
-Level = tuple[torch.Tensor, tuple[int, int]]  # tokens (B, P + h*w, D) and their grid (h, w)
 
 
-class Backbone(nn.Module):
+class Backbone(TimmContract, nn.Module):
     """Image classifier: forward(images (B, C, H, W)) = head(features) -> (B, num_classes).
 
-    A subclass builds its parts, sets `num_features`, `in_chans` and `feature_info` (one dict for each level: a block
-    or a stage), calls `build_head` and `initialise`, and writes `forward_features`, `forward_levels` and `keep_levels`.
-    The methods and their arguments are those of timm's models, so that timm's tools work on these too.
+    A subclass builds its parts, `norm` and `head` among them, calls `initialise` and writes `forward_levels`. A level
+    is a block of an isotropic backbone, a stage of a pyramid; its tokens are (B, P + h*w, D) with P class tokens.
     """
 
-    undecayed = ("pos_embed", "cls_token")  # last parts of parameter names that weight decay usually spares
-    linear_std = None  # published: std of the truncated normal of every Linear (its bias 0); None = PyTorch's default
+    global_pool = "token"  # how `pool` pools
     poolings = ("token", "avg", "")  # what global_pool may be; '' = no pooling
-    global_pool = "token"
     unpooled_tokens = 1  # class tokens in front that 'avg' leaves out
-
-    def __init__(self):
-        super().__init__()
-        # The class's settings become the instance's: TorchScript does not see those of the class.
-        self.global_pool, self.unpooled_tokens = self.global_pool, self.unpooled_tokens
+    linear_std = None  # published: std of the truncated normal of every Linear (its bias 0); None = PyTorch's default
 
     def forward(self, x):
         """(B, C, H, W) -> (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x):
+        """(B, C, H, W) -> (B, P + N, D) tokens of the last level, before the final norm; a class token is first."""
+        return self.complete(*self.forward_levels(x)[0])
+
+    def forward_levels(self, x, wanted=(), stop=None):
+        """((tokens, grid) after `stop` levels, None for all; [(tokens, grid)] after each level in `wanted`)."""
+        raise NotImplementedError
+
+    def complete(self, x, grid):
+        """Tokens after the last level -> what forward_features returns."""
+        return x
 
     def forward_head(self, x, pre_logits: bool = False):
         """What forward_features returned -> (B, num_classes), or (B, num_features) before the last layer."""
@@ -49,95 +57,16 @@ class Backbone(nn.Module):
             x = x[:, self.unpooled_tokens :].mean(dim=1)
         return self.norm(x)
 
-    @property
-    def head_hidden_size(self):
-        """Channels that the last layer takes."""
-        return self.num_features
-
     def build_head(self, num_classes):
         """The last layer; 0 classes means none."""
         if num_classes < 0:
-            raise ConfigError(f"MODEL.NUM_CLASSES {num_classes}: must be at least 0")
+            raise ArgumentError(f"`num_classes` {num_classes}: must be at least 0")
         self.num_classes = num_classes
         return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-    def get_classifier(self):
-        """The last layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes, global_pool=None):
-        """A new last layer, initialised as the constructor does, on the device and in the type of the old weights.
-
-        global_pool: 'token' (the class token), 'avg', '' (no pooling), or None to keep what is.
-        """
-        if global_pool is not None:
-            choice("global_pool", global_pool, self.poolings)
-            self.global_pool = global_pool
-        like = next(self.parameters())
-        self.head = self.build_head(num_classes).to(like.device, like.dtype)
-        self.head.apply(self.initialise_linear)
-        self.head.train(self.training)
-
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """(what forward_features returns, list of the patch tokens after each level of `indices`).
-
-        A level is a block of an isotropic backbone, a stage of a pyramid (before patch merging). indices: a list, or
-        the last n, or None for all. norm: apply the final norm where the level has its channels (of a pyramid, the
-        last one). stop_early: leave out the levels after the last one wanted; the first value is then what that one
-        returned. output_fmt: 'NCHW' or 'NLC'. intermediates_only: the list alone.
-        """
-        if not torch.jit.is_scripting():
-            choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        count = self.count_levels()
-        wanted = level_indices(indices, count)
-        stop = max(wanted) + 1 if stop_early else count
-        state, levels = self.forward_levels(x, wanted, stop, norm)
-        maps = as_maps(levels) if output_fmt == "NCHW" else [tokens for tokens, _ in levels]
-        if intermediates_only:
-            return maps
-        return (self.complete(state) if stop == count else state[0]), maps
-
-    def complete(self, state: Level):
-        """(tokens, grid) after the last level -> what forward_features returns."""
-        return state[0]
-
-    def feature_maps(self, x, indices: list[int] | None = None):
-        """(B, C, H, W) -> list of (B, C_s, h, w) after the levels `indices` (None: all), without a norm."""
-        count = self.count_levels()
-        return as_maps(self.forward_levels(x, level_indices(indices, count), count, norm=False)[1])
-
-    def note_input_size(self, size):
-        """Remember the image size (H, W) that set_input_size was given, where timm looks for it."""
-        self._traits = {**getattr(self, "_traits", {}), "img_size": size}
-
-    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
-        """Remove what is not needed for the levels `indices` (as in forward_intermediates); returns them as a list."""
-        wanted = level_indices(indices, self.count_levels())
-        last = max(wanted)
-        if prune_norm or (last + 1 < self.count_levels() and self.feature_info[last]["num_chs"] != self.num_features):
-            self.norm = nn.Identity()
-        self.num_features = self.feature_info[last]["num_chs"]
-        self.keep_levels(last + 1)
-        if prune_head:
-            self.reset_classifier(0, "")
-        return wanted
-
-    def remove_class_token(self):
-        """For pruned models: what is left are patches, and all of them are averaged."""
-        self.cls_token = None
-        self.unpooled_tokens, self.poolings = 0, ("avg", "")
-
     def initialise(self, init):
         """Initialise every Linear and the free parameters. init: 'paper' as published, 'timm' as timm's ViT."""
-        choice("init", init, INITIALISATIONS)
+        checks.choice("init", init, INITIALISATIONS)
         self.init = init
         self.apply(self.initialise_linear)
 
@@ -149,10 +78,6 @@ class Backbone(nn.Module):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def no_weight_decay(self):
-        """Names of the parameters that timm's and Swin's recipes exempt from weight decay."""
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in self.undecayed}
-
     def set_residual_type(self, dtype):
         """Keep the tokens between the blocks in `dtype` under autocast; None: as the operators leave them.
 
@@ -163,33 +88,76 @@ class Backbone(nn.Module):
             if isinstance(module, ShortcutStack):
                 module.residual_type = dtype
 
-    def set_grad_checkpointing(self, enable=True):
-        """Recompute the blocks' activations in the backward pass instead of keeping them."""
-        for module in self.modules():
-            if isinstance(module, ShortcutStack):
-                module.use_checkpoint = enable
 
+class Isotropic(OneStack, Backbone):
+    """ViT and CaiT: one `stack` of blocks on one grid of patches.
 
-def as_maps(levels: list[Level]):
-    """Patch tokens of each level -> list of (B, D, h, w)."""
-    return [to_image(tokens, grid) for tokens, grid in levels]
-
-
-def level_indices(indices: int | list[int] | None, count: int) -> list[int]:
-    """Positions among `count` levels: None = all, a number = the last so many, a list = these (negative: from the end).
-
-    Raises ConfigError for a level that there is not.
+    prefix_tokens: class tokens that go through the blocks, before the patches.
     """
-    taken = unchecked_indices(indices, count)
-    if len(taken) == 0 or min(taken) < 0 or max(taken) >= count:
-        raise ConfigError(f"indices {indices}: there are {count} levels, 0 to {count - 1}")
-    return taken
+
+    def build_embedding(self, img_size, patch_size, in_chans, dim, pos_embed, drop_rate):
+        """What `embed` needs, and the class token."""
+        self.patch_size = checks.pair("patch_size", patch_size)
+        self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
+        self.num_features, self.in_chans = dim, in_chans
+        self.patch_embed = PatchProjection(in_chans, dim, self.patch_size)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.randn(1, tokens, dim)) if pos_embed else None
+        self.pos_drop = nn.Dropout(drop_rate)
+
+    def embed(self, x):
+        """(B, C, H, W) -> (tokens (B, P + N, D) with positions, (h, w))."""
+        grid = patch_grid(x.shape[-2:], self.patch_size)
+        if self.pos_embed is not None and grid != self.grid:
+            raise ArgumentError(
+                f"`img_size` {tuple(x.shape[-2:])}: the positional embedding is for {self.grid} patches, "
+                f"these are {grid}; build the model for this size"
+            )
+        x = self.patch_embed(x)
+        if self.prefix_tokens:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
+        return self.pos_drop(x), grid
+
+    def forward_levels(self, x, wanted=(), stop=None):
+        """See Backbone; a level is a block."""
+        x, grid = self.embed(x)
+        found = []
+        x = self.stack(x, grid, wanted, stop, found)
+        return (x, grid), [(tokens, grid) for tokens in found]
+
+    def initialise(self, init):
+        """See Backbone; 'timm' also sets the embeddings: position truncated normal 0.02, class token N(0, 1e-6)."""
+        super().initialise(init)
+        if init == "timm":
+            nn.init.normal_(self.cls_token, std=1e-6)
+            if self.pos_embed is not None:
+                trunc_normal_(self.pos_embed, std=0.02)
 
 
-def unchecked_indices(indices: int | list[int] | None, count: int) -> list[int]:
-    """As level_indices, without the check."""
-    if indices is None:
-        indices = count
-    if isinstance(indices, int):
-        return [i for i in range(count - indices, count)]  # noqa: C416  (TorchScript cannot make a list of a range)
-    return [i + count if i < 0 else i for i in indices]
+class Stage(nn.Module):
+    """The named parts of a stage: the ShortcutStack `stack`, and what leads into it or out of it."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+class Staged(Stages, Backbone):
+    """Pyramids: `stages` of blocks, each with a ShortcutStack `stack`, on coarser and coarser grids."""
+
+    def forward_stages(self, x, stop=None):
+        """(B, C, H, W) -> for each of the first `stop` stages (all if None) (tokens (B, P + h*w, C_s), (h, w)).
+
+        Any image size works: what is missing to whole patches, windows or pairs is padded with zeros at the bottom and
+        the right, and cropped again.
+        """
+        raise NotImplementedError
+
+    def forward_levels(self, x, wanted=(), stop=None):
+        """See Backbone; a level is a stage."""
+        outputs = self.forward_stages(x, stop)
+        return outputs[-1], [output for s, output in enumerate(outputs) if s in wanted]

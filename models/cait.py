@@ -7,16 +7,14 @@ layer_scale2.gamma}, stack.shortcuts.i.{norms.k, convs.k, scale} and class_block
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import nn
 
 from models import checks
-from models.base import Level
-from models.isotropic import Isotropic, patch_grid
-from models.layers import Attention, Block, PatchProjection, drop_path_rates, optional_layer_scale
+from models.base import Isotropic
+from models.layers import Attention, Block, block_sizes, drop_path_rates
 from models.registry import register
 from models.shortcut import ShortcutStack
-from models.vit import block_sizes, initialise_embeddings
 
 VARIANTS = {  # name: (sizes, where they stand)
     "cait_xxs12": ({"dim": 192, "depth": 12, "heads": 4}, "arXiv 2407.19394, section 4.1 (CaiT-xxs12)"),
@@ -33,6 +31,8 @@ class CaiT(Isotropic):
     class_depth: class-attention layers. drop_path_rate: of the last patch block, rising linearly from 0; the class
     layers have none. The other arguments are ViT's; so are the errors.
     """
+
+    prefix_tokens = 0  # the class token comes after the patch blocks
 
     def __init__(
         self,
@@ -62,15 +62,8 @@ class CaiT(Isotropic):
         dim_head, mlp_dim = block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio)
         checks.positive(class_depth=class_depth, in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        self.patch_size = checks.pair("patch_size", patch_size)
-        self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
-        self.num_features, self.in_chans, self.prefix_tokens = dim, in_chans, 0
+        self.build_embedding(img_size, patch_size, in_chans, dim, pos_embed, drop_rate)
         self.describe_levels(dim, depth)
-
-        self.patch_embed = PatchProjection(in_chans, dim, self.patch_size)
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], dim)) if pos_embed else None
-        self.pos_drop = nn.Dropout(drop_rate)
         mixer = TalkingHeadsAttention if talking_heads else Attention
         blocks = [
             Block(
@@ -85,12 +78,12 @@ class CaiT(Isotropic):
         ]
         self.stack = ShortcutStack(blocks, dim, use_checkpoint=use_checkpoint, **(shortcut or {}))
         self.class_blocks = nn.ModuleList(
-            ClassBlock(
+            Block(
                 dim,
                 ClassAttention(dim, heads, dim_head, talking_heads, attn_drop_rate, drop_rate),
                 mlp_dim,
-                drop_rate,
-                layer_scale_start(i) if layer_scale else None,
+                drop=drop_rate,
+                layer_scale=layer_scale_start(i) if layer_scale else None,
             )
             for i in range(1, class_depth + 1)
         )
@@ -99,25 +92,15 @@ class CaiT(Isotropic):
         self.initialise(init)
 
     def initialise(self, init):
-        """See Backbone; 'timm' also sets the embeddings and the talking-heads matrices (truncated normal 0.02)."""
+        """See Isotropic; 'timm' also sets the talking-heads matrices (truncated normal 0.02)."""
         super().initialise(init)
         if init == "timm":
-            initialise_embeddings(self)
             for name, parameter in self.named_parameters():
                 if name.endswith(("mix_pre", "mix_post")):
                     trunc_normal_(parameter, std=0.02)
 
-    def embed(self, x):
-        """See Isotropic; the class token comes later."""
-        grid = self.input_grid(x)
-        x = self.patch_embed(x)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed
-        return self.pos_drop(x), grid
-
-    def complete(self, state: Level):
-        """Patch tokens and grid -> (B, 1 + N, D): the class token after the class-attention layers, the patches."""
-        x, _ = state
+    def complete(self, x, grid):
+        """Patch tokens (B, N, D) -> (B, 1 + N, D): the class token after the class-attention layers, the patches."""
         if self.cls_token is not None:
             token = self.cls_token.expand(x.shape[0], -1, -1)
             for block in self.class_blocks:
@@ -151,12 +134,9 @@ class TalkingHeadsAttention(Attention):
         self.mix_pre = nn.Parameter(torch.randn(heads, heads))
         self.mix_post = nn.Parameter(torch.randn(heads, heads))
 
-    def forward(self, x, grid: tuple[int, int] | None = None):
-        """x: (B, N, C) -> (B, N, C)."""
-        batch, tokens, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        x = talking_attention(q, k, v, self.mix_pre, self.mix_post, self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+    def weigh(self, q, k, v):
+        """See Attention."""
+        return talking_attention(q, k, v, self.mix_pre, self.mix_post, self.attn_drop if self.training else 0.0)
 
 
 class ClassAttention(nn.Module):
@@ -184,24 +164,6 @@ class ClassAttention(nn.Module):
         else:
             x = talking_attention(q, k, v, self.mix_pre, self.mix_post, drop)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
-
-
-class ClassBlock(nn.Module):
-    """Class attention and MLP on the class token alone."""
-
-    def __init__(self, dim, attention, mlp_dim, drop, layer_scale):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = attention
-        self.layer_scale1 = optional_layer_scale(dim, layer_scale)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_dim, drop=drop)
-        self.layer_scale2 = optional_layer_scale(dim, layer_scale)
-
-    def forward(self, token, patches):
-        """token: (B, 1, C), patches: (B, N, C) -> (B, 1, C)."""
-        token = token + self.layer_scale1(self.attn(self.norm1(token), patches))
-        return token + self.layer_scale2(self.mlp(self.norm2(token)))
 
 
 def talking_attention(q, k, v, mix_pre, mix_post, drop: float):

@@ -14,12 +14,11 @@ from timm.layers.activations import QuickGELU
 from torch import nn
 
 from models import checks
-from models.base import Level
+from models.base import Stage, Staged
+from models.checks import ArgumentError
 from models.layers import Block, drop_path_rates, hidden_width, to_image, to_tokens
 from models.registry import register
 from models.shortcut import ShortcutStack
-from models.staged import Staged
-from utils.errors import ConfigError
 
 VARIANTS = {  # name: (sizes, where they stand)
     "cvt_13": (
@@ -46,7 +45,7 @@ class CvT(Staged):
     gives about n / patch_strides[0] tokens in the first stage; patch_strides=(2, 2, 2) suits images of 32 x 32, where
     the published (4, 2, 2) leaves 2 x 2 tokens in the last stage. img_size only checks that one token is left: any
     size works. drop_path_rate: of the last block, rising linearly from 0 over the last stage; the others have none.
-    The other arguments are those of models.vit; ConfigError for sizes that do not fit together.
+    The other arguments are those of models.vit; ArgumentError for sizes that do not fit together.
     """
 
     linear_std = 0.02
@@ -95,7 +94,7 @@ class CvT(Staged):
                 for rate in drop_path_rates(drop_path_rate if s == last else 0.0, depth)
             ]
             stack = ShortcutStack(blocks, dim, prefix_tokens=prefix, use_checkpoint=use_checkpoint, **(shortcut or {}))
-            stages.append(Stage(embed, stack))
+            stages.append(Stage(patch_embed=embed, stack=stack))
         self.stages = nn.ModuleList(stages)
         self.check_size(checks.pair("img_size", img_size))
         self.pos_drop = nn.Dropout(drop_rate)
@@ -117,7 +116,7 @@ class CvT(Staged):
             super().initialise_linear(module)
 
     def check_size(self, size):
-        """Raise ConfigError if images of this size (H, W) are too small to leave one token."""
+        """Raise ArgumentError if images of this size (H, W) are too small to leave one token."""
         least = 1
         for stage in reversed(self.stages):
             least = stage.patch_embed.least_input(least)
@@ -127,41 +126,24 @@ class CvT(Staged):
 
         checks.image_size(tuple(size), (1, 1), problem, reach=least)
 
-    def forward_stages(self, x, stop: int | None = None) -> list[Level]:
+    def forward_stages(self, x, stop=None):
         """See Staged; the last stage has the class token in front."""
-        if not torch.jit.is_scripting() and checks.has_sizes(x):
-            self.check_size(x.shape[-2:])
-        stop = len(self.stages) if stop is None else stop
-        outputs: list[Level] = []
-        for s, stage in enumerate(self.stages):
-            if s < stop:
-                x, grid = stage.patch_embed(x)
-                if self.cls_token is not None and stage.stack.prefix_tokens > 0:
-                    x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-                x = stage.stack(self.pos_drop(x), grid)
-                outputs.append((x, grid))
-                if stage.stack.prefix_tokens == 0:
-                    x = to_image(x, grid)
+        self.check_size(x.shape[-2:])
+        outputs = []
+        for stage in self.stages[:stop]:
+            if outputs:
+                x = to_image(*outputs[-1])
+            x, grid = stage.patch_embed(x)
+            if stage.stack.prefix_tokens > 0:
+                x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+            outputs.append((stage.stack(self.pos_drop(x), grid), grid))
         return outputs
-
-    def forward_features(self, x):
-        """(B, C, H, W) -> (B, 1 + N, D) tokens of the last stage, before the final norm; the class token is first."""
-        return self.forward_stages(x)[-1][0]
 
     def keep_levels(self, count):
         """See Staged; the class token goes with its stage."""
         if count < len(self.stages):
             self.remove_class_token()
         super().keep_levels(count)
-
-
-class Stage(nn.Module):
-    """The embedding and the blocks after it."""
-
-    def __init__(self, patch_embed, stack):
-        super().__init__()
-        self.patch_embed = patch_embed
-        self.stack = stack
 
 
 class ConvEmbed(nn.Module):
@@ -246,10 +228,10 @@ def _check(dims, depths, heads, patch_sizes, patch_strides):
     checks.positive(**given)
     for name, values in given.items():
         if len(values) != len(depths):
-            key = f"MODEL.ARGS.{name.upper()} {list(values)}"
-            raise ConfigError(f"{key}: {len(values)} numbers for the {len(depths)} stages of DEPTHS")
+            stages = f"the {len(depths)} stages of `depths`"
+            raise ArgumentError(f"`{name}` {list(values)}: {len(values)} numbers for {stages}")
     for dim, number in zip(dims, heads, strict=True):
         checks.divides(dim, number)
     for size, stride in zip(patch_sizes, patch_strides, strict=True):
         if stride > size:
-            raise ConfigError(f"MODEL.ARGS.PATCH_STRIDES {stride}: greater than its patch size {size}, pixels are lost")
+            raise ArgumentError(f"`patch_strides` {stride}: greater than its patch size {size}, pixels are lost")

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from models.base import level_indices
+from models.timm_contract import level_indices
 
 
 class DenseFeatures(nn.Module):

@@ -2,17 +2,20 @@
 
 State-dict names: those of models.pyramid, and in each block mixer.{pointwise1, norm1, depthwise, norm2, pointwise2,
 norm3}, norm, mlp.{fc1, fc2}; a predicted convolution has depthwise.{reduce, norm, expand} and, per image, .bias.
+Convolutions start with PyTorch's default initialisation, as published.
 """
 
+import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from models import checks
-from models.dwmixers import CONVOLUTIONS, REDUCTION, DepthwiseMixer
-from models.layers import hidden_width, to_image, to_tokens
-from models.pyramid import Pyramid, size_problem, size_unit
+from models.checks import ArgumentError
+from models.layers import to_image, to_tokens
+from models.pyramid import Pyramid
 from models.registry import register
-from utils.errors import ConfigError
 
 TINY = {"dim": 96, "depths": (2, 2, 6, 2)}
 BASE = {"dim": 128, "depths": (2, 2, 18, 2)}
@@ -24,6 +27,132 @@ VARIANTS = {  # name: (sizes, where they stand)
     "i_dynamic_dwnet_tiny": ({**TINY, "conv": "inhomogeneous"}, "published code of arXiv 2106.04263"),
     "i_dynamic_dwnet_base": ({**BASE, "conv": "inhomogeneous"}, "published code of arXiv 2106.04263"),
 }
+REDUCTION = 4  # the layers that predict kernels have dim / 4 hidden channels
+
+
+class StaticConv(nn.Conv2d):
+    """One kernel for each channel, the same at all positions and for all images."""
+
+    def __init__(self, dim, kernel_size, groups):
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+
+class DynamicConv(nn.Module):
+    """One kernel for each channel and image, predicted from the image's mean; a static bias.
+
+    In training mode the predictor normalises over the batch alone. A batch of one has no variance, so there the running
+    statistics take its place, as in evaluation (a SyncBatchNorm sees the other processes and is left to itself).
+    """
+
+    def __init__(self, dim, kernel_size, groups):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(dim, dim // REDUCTION, 1, bias=False)
+        self.norm = nn.BatchNorm2d(dim // REDUCTION)
+        self.expand = nn.Conv2d(dim // REDUCTION, dim * kernel_size**2, 1)
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, image):
+        """image: (B, C, H, W) -> (B, C, H, W)."""
+        batch, channels, height, width = image.shape
+        kernels = self.kernels(image).view(batch * channels, 1, self.kernel_size, self.kernel_size)
+        # All images side by side as the channels of one image, so that a grouped convolution gives each its kernels.
+        image = image.reshape(1, batch * channels, height, width)
+        padding = self.kernel_size // 2
+        image = F.conv2d(image, kernels, self.bias.repeat(batch), padding=padding, groups=batch * channels)
+        return image.view(batch, channels, height, width)
+
+    def kernels(self, image):
+        """image: (B, C, H, W) -> (B, C * k * k, 1, 1), channel by channel, each row by row."""
+        return self.expand(F.relu(self._normalise(self.reduce(self.pool(image)))))
+
+    def _normalise(self, x):
+        norm = self.norm
+        if self.training and len(x) == 1 and not isinstance(norm, nn.SyncBatchNorm):
+            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return norm(x)
+
+
+class InhomogeneousConv(nn.Module):
+    """One kernel for each position, group of channels and image, predicted at that position.
+
+    groups: channels c with the same c // (dim / groups) share a kernel. No bias; zero padding.
+
+    Kernels for all k*k taps are never held together: one row of taps at a time is predicted, applied and, for the
+    backward pass, forgotten and predicted again. The largest tensor is the row's (B, groups * k, H, W).
+    """
+
+    def __init__(self, dim, kernel_size, groups):
+        super().__init__()
+        self.kernel_size, self.groups = kernel_size, groups
+        self.reduce = nn.Conv2d(dim, dim // REDUCTION, 1)
+        self.norm = nn.BatchNorm2d(dim // REDUCTION)
+        self.expand = nn.Conv2d(dim // REDUCTION, groups * kernel_size**2, 1)
+
+    def forward(self, image):
+        """image: (B, C, H, W) -> (B, C, H, W)."""
+        hidden = F.relu(self.norm(self.reduce(image)))
+        k = self.kernel_size
+        # Rows of `expand` are ordered (group, tap row, tap column).
+        weight = self.expand.weight.unflatten(0, (self.groups, k, k)).transpose(0, 1)
+        bias = self.expand.bias.unflatten(0, (self.groups, k, k)).transpose(0, 1)
+        # 49 terms are added up in float32 at least, as a convolution does.
+        padded = F.pad(image.to(torch.promote_types(image.dtype, torch.float32)), [k // 2] * 4)
+        padded = padded.unflatten(1, (self.groups, -1))  # (B, G, C/G, H + k - 1, W + k - 1)
+        bands = [padded[..., row : row + image.shape[-2], :] for row in range(k)]
+        total = self._forgetful(bands[0], hidden, weight[0], bias[0])
+        for row in range(1, k):
+            total = total + self._forgetful(bands[row], hidden, weight[row], bias[row])
+        return total.flatten(1, 2).to(image.dtype)
+
+    def _forgetful(self, band, hidden, weight, bias):
+        """row_sum, recomputed in the backward pass if there is going to be one."""
+        if self.training and torch.is_grad_enabled():
+            return checkpoint(row_sum, band, hidden, weight, bias, use_reentrant=False, preserve_rng_state=False)
+        return row_sum(band, hidden, weight, bias)
+
+
+def row_sum(band, hidden, weight, bias):
+    """What one row of k taps adds to the result.
+
+    band: (B, G, C/G, H, W + k - 1) the pixels under the row; hidden: (B, D, H, W); weight: (G, k, D, 1, 1) and bias:
+    (G, k) predict the taps from `hidden`. Returns (B, G, C/G, H, W).
+    """
+    taps = F.conv2d(hidden, weight.flatten(0, 1), bias.flatten()).unflatten(1, weight.shape[:2])  # (B, G, k, H, W)
+    columns = taps.unsqueeze(3).unbind(2)  # k times (B, G, 1, H, W)
+    width = hidden.shape[-1]
+    total = band[..., :width] * columns[0]
+    for j in range(1, len(columns)):
+        total = total + band[..., j : j + width] * columns[j]
+    return total
+
+
+# Called conv(image) on (B, C, H, W) -> the same shape, built as Kind(dim, kernel_size, groups); a new kind is a row.
+CONVOLUTIONS = {"static": StaticConv, "dynamic": DynamicConv, "inhomogeneous": InhomogeneousConv}
+
+
+class DepthwiseMixer(nn.Module):
+    """1x1 - BN - ReLU - depth-wise - BN - ReLU - 1x1 - BN; the 1x1 have no bias.
+
+    conv: a key of CONVOLUTIONS. Called mixer(x, grid) on x (B, H*W, C) that has not been normalised.
+    """
+
+    def __init__(self, dim, conv, kernel_size, groups):
+        super().__init__()
+        self.pointwise1 = nn.Conv2d(dim, dim, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(dim)
+        self.depthwise = CONVOLUTIONS[conv](dim, kernel_size, groups)
+        self.norm2 = nn.BatchNorm2d(dim)
+        self.pointwise2 = nn.Conv2d(dim, dim, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(dim)
+
+    def forward(self, x, grid: tuple[int, int]):
+        """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W)."""
+        image = to_image(x, grid)
+        image = F.relu(self.norm1(self.pointwise1(image)))
+        image = F.relu(self.norm2(self.depthwise(image)))
+        return to_tokens(self.norm3(self.pointwise2(image)))
 
 
 class DWBlock(nn.Module):
@@ -49,64 +178,22 @@ class DWNet(Pyramid):
     conv: 'static', 'dynamic' (kernels predicted for each image) or 'inhomogeneous' (for each position and group of
     channels). kernel_size: odd. kernel_groups: groups of channels that share an inhomogeneous kernel; must divide dim.
     dim: channels of the first stage, doubled by each merging. Any image size that is a multiple of the patch size
-    times 2 for each merging works. The other arguments are those of models.vit; ConfigError for sizes that do not fit.
+    times 2 for each merging works. The other arguments are those of Pyramid; ArgumentError for what does not fit.
     """
 
-    linear_std = 0.02
+    block = DWBlock
 
-    def __init__(
-        self,
-        *,
-        img_size: int | tuple | list = 224,
-        patch_size: int | tuple | list = 4,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        dim: int = 96,
-        depths: tuple | list = (2, 2, 6, 2),
-        conv: str = "static",
-        kernel_size: int = 7,
-        kernel_groups: int = 32,
-        mlp_ratio: float = 4.0,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        shortcut: dict | None = None,
-        init: str = "paper",
-        use_checkpoint: bool = False,
-    ):
-        img_size, patch_size = checks.pair("img_size", img_size), checks.pair("patch_size", patch_size)
-        _check(img_size, patch_size, dim, depths, conv, kernel_size, kernel_groups)
+    def __init__(self, *, conv: str = "static", kernel_size: int = 7, kernel_groups: int = 32, **skeleton):
+        checks.choice("conv", conv, list(CONVOLUTIONS))
+        checks.positive(kernel_size=kernel_size, kernel_groups=kernel_groups)
+        if kernel_size % 2 == 0:
+            raise ArgumentError(f"`kernel_size` {kernel_size}: must be odd")
 
-        def make_block(*, stage, index, dim, grid, drop_path):
-            mixer = DepthwiseMixer(dim, conv, kernel_size, kernel_groups)
-            return DWBlock(dim, mixer, hidden_width(dim, mlp_ratio), drop=drop_rate, drop_path=drop_path)
+        def make_mixer(*, stage, index, dim, grid, drop):
+            if conv == "inhomogeneous" and dim % kernel_groups:
+                raise ArgumentError(f"`kernel_groups` {kernel_groups}: does not divide the {dim} channels (`dim`)")
+            if conv != "static" and dim < REDUCTION:
+                raise ArgumentError(f"`dim` {dim}: predicted kernels need at least {REDUCTION} channels")
+            return DepthwiseMixer(dim, conv, kernel_size, kernel_groups)
 
-        super().__init__(
-            make_block=make_block,
-            dim=dim,
-            depths=depths,
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            num_classes=num_classes,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            shortcut=shortcut,
-            use_checkpoint=use_checkpoint,
-        )
-        self.initialise(init)
-
-
-def _check(img_size, patch_size, dim, depths, conv, kernel_size, kernel_groups):
-    checks.positive(dim=dim, depths=depths, kernel_size=kernel_size, kernel_groups=kernel_groups)
-    checks.choice("conv", conv, list(CONVOLUTIONS))
-    if kernel_size % 2 == 0:
-        raise ConfigError(f"MODEL.ARGS.KERNEL_SIZE {kernel_size}: must be odd")
-    if conv == "inhomogeneous" and dim % kernel_groups:
-        raise ConfigError(
-            f"MODEL.ARGS.KERNEL_GROUPS {kernel_groups}: does not divide the {dim} channels (MODEL.ARGS.DIM)"
-        )
-    if conv != "static" and dim < REDUCTION:
-        raise ConfigError(f"MODEL.ARGS.DIM {dim}: predicted kernels need at least {REDUCTION} channels")
-    stages = len(depths)
-    unit = size_unit(patch_size, stages)
-    checks.image_size(img_size, unit, lambda size: size_problem(size, patch_size, stages))
+        super().__init__(make_mixer, **skeleton)

@@ -12,32 +12,30 @@ from torch._subclasses.fake_tensor import FakeTensor
 from kernels import INTERPRETED, TRITON_FOUND
 from kernels.shortcut_add import shortcut_add
 from models import checks
-from utils.errors import ConfigError, listing, nearest
+from models.checks import ArgumentError
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_implementation(impl):
-    """Raise ConfigError unless `impl` is known and can be had."""
-    if impl not in IMPLEMENTATIONS:
-        allowed = f"{listing(IMPLEMENTATIONS)}{nearest(impl, IMPLEMENTATIONS)}"
-        raise ConfigError(f"MODEL.SHORTCUT.IMPL {impl!r}: must be one of {allowed}")
+    """Raise ArgumentError unless `impl` is known and can be had."""
+    checks.choice("shortcut.impl", impl, IMPLEMENTATIONS)
     if impl == "triton" and not TRITON_FOUND:
-        raise ConfigError("MODEL.SHORTCUT.IMPL 'triton': the package triton is not installed; use 'auto'")
+        raise ArgumentError("`shortcut.impl` 'triton': the package triton is not installed; use 'auto'")
 
 
 def fits(shortcut, x):
-    """Whether to use the operator for tokens x (B, P + N, C); ConfigError if 'triton' is asked for and cannot be."""
-    if shortcut.impl == "torch" or len(shortcut.convs) == 0 or not checks.has_sizes(x) or x.is_meta:
+    """Whether to use the operator for tokens x (B, P + N, C); ArgumentError if 'triton' is asked for and cannot be."""
+    if shortcut.impl == "torch" or len(shortcut.convs) == 0 or x.is_meta:
         return False
     on_gpu, possible = x.is_cuda, x.dtype in TYPES and same_statistics(shortcut.norms)
     if shortcut.impl == "auto":
         return TRITON_FOUND and on_gpu and possible
     if not (on_gpu or INTERPRETED or isinstance(x, FakeTensor)):  # a fake tensor is only traced
-        raise ConfigError(f"MODEL.SHORTCUT.IMPL 'triton': needs a GPU, the model is on {x.device.type}; use 'auto'")
+        raise ArgumentError(f"`shortcut.impl` 'triton': needs a GPU, the model is on {x.device.type}; use 'auto'")
     if not possible:
-        raise ConfigError(f"MODEL.SHORTCUT.IMPL 'triton': not for {x.dtype} or norms that differ; use 'auto'")
+        raise ArgumentError(f"`shortcut.impl` 'triton': not for {x.dtype} or norms that differ; use 'auto'")
     return True
 
 

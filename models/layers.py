@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import nn
 
-from utils.errors import ConfigError
+from models import checks
+from models.checks import ArgumentError
 
 
 class PatchProjection(nn.Module):
@@ -27,6 +28,18 @@ class PatchProjection(nn.Module):
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def patch_grid(img_size, patch_size):
+    """(rows, columns) of patches of an image (H, W); ArgumentError with the nearest sizes if they do not fit."""
+    patch = patch_size[0] if patch_size[0] == patch_size[1] else patch_size
+
+    def problem(size):
+        fits = all(n % p == 0 for n, p in zip(size, patch_size, strict=True))
+        return "" if fits else f"not a multiple of the patch size {patch}"
+
+    checks.image_size(tuple(img_size), patch_size, problem)
+    return img_size[0] // patch_size[0], img_size[1] // patch_size[1]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with packed q, k, v. Inner width is heads * dim_head."""
 
@@ -42,15 +55,18 @@ class Attention(nn.Module):
         """x: (B, N, C) -> (B, N, C); the grid does not matter here."""
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d)
-        drop = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+        return self.proj_drop(self.proj(self.weigh(q, k, v).transpose(1, 2).flatten(2)))
+
+    def weigh(self, q, k, v):
+        """q, k, v: (B, h, N, d) -> (B, h, N, d): the values, weighted by softmax(q k^T / sqrt(d))."""
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: x += mixer(LN(x)); x += MLP(LN(x)), both under drop path and optional LayerScale.
 
-    mixer: a module called mixer(x, grid). layer_scale: initial value, or None for no LayerScale.
+    mixer: a module called mixer(x, context) with what it needs beside x: the grid (H, W) of the patch tokens, or other
+    tokens. layer_scale: initial value, or None for no LayerScale.
     activation: of the MLP. norm_eps: of both LayerNorms.
     """
 
@@ -69,29 +85,35 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attn = mixer
-        self.layer_scale1 = optional_layer_scale(dim, layer_scale)
+        self.layer_scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, norm_eps)
         self.mlp = Mlp(dim, mlp_dim, act_layer=activation, drop=drop)
-        self.layer_scale2 = optional_layer_scale(dim, layer_scale)
+        self.layer_scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x, grid: tuple[int, int]):
-        """x: (B, N, C) -> (B, N, C); grid: (H, W) of the patch tokens."""
-        x = x + self.drop_path(self.layer_scale1(self.attn(self.norm1(x), grid)))
+    def forward(self, x, context):
+        """x: (B, N, C) -> (B, N, C)."""
+        x = x + self.drop_path(self.layer_scale1(self.attn(self.norm1(x), context)))
         return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
 
 
-def optional_layer_scale(dim, value):
-    """timm's LayerScale that starts at `value`, or nothing for None."""
-    return nn.Identity() if value is None else LayerScale(dim, value)
-
-
 def hidden_width(dim, mlp_ratio):
-    """Hidden channels of an MLP; ConfigError if there are none."""
+    """Hidden channels of an MLP; ArgumentError if there are none."""
     width = int(dim * mlp_ratio)
     if width < 1:
-        raise ConfigError(f"MODEL.ARGS.MLP_RATIO {mlp_ratio}: leaves no hidden channels of {dim}")
+        raise ArgumentError(f"`mlp_ratio` {mlp_ratio}: leaves no hidden channels of {dim}")
     return width
+
+
+def block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio):
+    """(dim_head, mlp_dim) of Attention and Block, None filled in; ArgumentError if the sizes do not fit together."""
+    checks.positive(dim=dim, depth=depth, heads=heads)
+    if dim_head is None:
+        checks.divides(dim, heads)
+        dim_head = dim // heads
+    mlp_dim = hidden_width(dim, mlp_ratio) if mlp_dim is None else mlp_dim
+    checks.positive(dim_head=dim_head, mlp_dim=mlp_dim)
+    return dim_head, mlp_dim
 
 
 def drop_path_rates(rate, depth):

@@ -4,11 +4,11 @@ import inspect
 import typing
 from dataclasses import dataclass
 
-from models.checks import config_key
-from utils.errors import ConfigError, listing, nearest
+from models.checks import ArgumentError, among
+from utils.errors import listing, nearest
 
 
-class UnknownArgument(ConfigError, TypeError):
+class UnknownArgument(ArgumentError, TypeError):
     """A keyword that the constructor does not have; also a TypeError, as Python's and timm's callers expect."""
 
 
@@ -54,17 +54,30 @@ def list_variants():
 
 
 def get_variant(name):
-    """The Variant called `name`; ConfigError with the nearest name and the list if there is none."""
+    """The Variant called `name`; ArgumentError with the nearest name and the list if there is none."""
     if name not in _VARIANTS:
         names = listing(_VARIANTS, most=len(_VARIANTS))
-        raise ConfigError(f"MODEL.TYPE {name!r}: unknown{nearest(name, _VARIANTS)} (known: {names})")
+        raise ArgumentError(f"`variant` {name!r}: unknown{nearest(name, _VARIANTS)} (known: {names})")
     return _VARIANTS[name]
+
+
+def keywords_of(constructor):
+    """{name: inspect.Parameter} of what a class takes by keyword, and its parents as far as it hands the rest on."""
+    found = {}
+    for parent in constructor.__mro__:
+        if "__init__" in vars(parent):
+            parameters = inspect.signature(parent).parameters.values()
+            named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            found |= {name: p for name, p in named.items() if name not in found}
+            if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+                break
+    return found
 
 
 def create(variant, **kwargs):
     """Build the model `variant`, or `timm/<name>`; keywords (any case) override its sizes.
 
-    Raises ConfigError for an unknown variant, an unknown keyword, a wrong type, or sizes that do not fit together.
+    Raises ArgumentError for an unknown variant, an unknown keyword, a wrong type, or sizes that do not fit together.
     """
     given = {name.lower(): value for name, value in kwargs.items()}
     for prefix, family in _FAMILIES.items():
@@ -72,20 +85,16 @@ def create(variant, **kwargs):
             _check_shortcut(given.get("shortcut"))
             return family(variant.removeprefix(prefix), **given)
     entry = get_variant(variant)
-    parameters = inspect.signature(entry.constructor).parameters
+    parameters = keywords_of(entry.constructor)
     for name, value in given.items():
         if name not in parameters:
-            allowed = [key.upper() for key in parameters]
-            raise UnknownArgument(
-                f"MODEL.ARGS.{name.upper()}: {variant} has no such argument{nearest(name, allowed)} "
-                f"(allowed: {listing(allowed, most=len(allowed))})"
-            )
-        given[name] = _checked(config_key(name), value, parameters[name].annotation)
+            raise UnknownArgument(f"`{name}`: {variant} has no such argument{among(name, parameters)}")
+        given[name] = _checked(name, value, parameters[name].annotation)
     _check_shortcut(given.get("shortcut"))
     return entry.constructor(**{**entry.sizes, **given})
 
 
-def _checked(key, value, annotation):
+def _checked(name, value, annotation):
     """The value if it has the right type. Whole numbers become floats where these are asked, True and False do not."""
     kinds = typing.get_args(annotation) or (annotation,)
     if isinstance(value, bool):
@@ -95,7 +104,7 @@ def _checked(key, value, annotation):
         fits = isinstance(value, kinds)
     if not fits:
         wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ConfigError(f"{key} {value!r}: must be {wanted}, not {type(value).__name__}")
+        raise ArgumentError(f"`{name}` {value!r}: must be {wanted}, not {type(value).__name__}")
     return value
 
 
@@ -105,7 +114,7 @@ def _check_shortcut(settings):
     allowed = ("kernels", "span", *flags, "impl")
     for name, value in (settings or {}).items():
         if name not in allowed:
-            keys = [key.upper() for key in allowed]
-            raise ConfigError(f"MODEL.SHORTCUT.{name.upper()}: unknown{nearest(name, keys)} (allowed: {listing(keys)})")
+            keys = [f"shortcut.{key}" for key in allowed]
+            raise ArgumentError(f"`shortcut.{name}`: unknown{among(f'shortcut.{name}', keys)}")
         if name in flags:
-            _checked(f"MODEL.SHORTCUT.{name.upper()}", value, bool)
+            _checked(f"shortcut.{name}", value, bool)

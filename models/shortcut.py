@@ -4,14 +4,17 @@ State-dict names: `blocks.i...` as the blocks name them, `shortcuts.g.{norms.k, 
 (g = group of blocks, k = kernel).
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from models import fused_shortcut
+from models.checks import ArgumentError
 from models.layers import to_image, to_tokens
-from models.recompute import recomputed
-from utils.errors import ConfigError
 
 
 class DWShortcut(nn.Module):
@@ -19,7 +22,7 @@ class DWShortcut(nn.Module):
 
     identity: x itself is added to the sum (table 2, "shortcut"). learned_scale: the result is multiplied by one scalar
     that starts at 1 (not in the paper). Convolutions have a bias and PyTorch's default initialisation.
-    impl: 'torch' (the modules as they are), 'triton' (`add` as one GPU operator; ConfigError if it cannot be had) or
+    impl: 'torch' (the modules as they are), 'triton' (`add` as one GPU operator; ArgumentError if it cannot be had) or
     'auto' (triton where it can).
     """
 
@@ -36,7 +39,7 @@ class DWShortcut(nn.Module):
         parts = [x] if self.identity else []
         if len(self.convs) > 0:
             image = to_image(F.gelu(x), grid)  # GELU has no parameters, so all kernels share it
-            for norm, conv in zip(self.norms, self.convs):  # noqa: B905  (TorchScript's zip has no `strict`)
+            for norm, conv in zip(self.norms, self.convs, strict=True):
                 parts.append(to_tokens(conv(norm(image))))
         result = parts[0]
         for part in parts[1:]:
@@ -47,12 +50,8 @@ class DWShortcut(nn.Module):
         """residual + s(x), both (B, P + N, C); the P prefix tokens of the residual get exactly nothing."""
         if fused_shortcut.fits(self, x):
             return fused_shortcut.add(self, residual, x, grid)
-        return residual + behind(prefix_tokens, self(x[:, prefix_tokens:], grid))
-
-
-def behind(prefix_tokens: int, bypass):
-    """(B, N, C) -> (B, P + N, C): zeros for the prefix tokens."""
-    return F.pad(bypass, (0, 0, prefix_tokens, 0)) if prefix_tokens > 0 else bypass
+        bypass = self(x[:, prefix_tokens:], grid)
+        return residual + (F.pad(bypass, (0, 0, prefix_tokens, 0)) if prefix_tokens > 0 else bypass)
 
 
 class ShortcutStack(nn.Module):
@@ -64,10 +63,8 @@ class ShortcutStack(nn.Module):
     prefix_tokens: leading (class) tokens, which get exactly nothing. impl: see DWShortcut.
     use_checkpoint: recompute each block's activations in the backward pass (training mode only). The shortcuts stay
     outside; BatchNorm statistics move once per step, also those inside the blocks.
-    Raises ConfigError for impossible settings.
+    Raises ArgumentError for impossible settings.
     """
-
-    __constants__ = ["ending"]  # for TorchScript, which unrolls the loop over the blocks
 
     def __init__(
         self,
@@ -97,38 +94,24 @@ class ShortcutStack(nn.Module):
         # For each block the index of the shortcut that ends after it, or -1; one starts where the last one ended.
         self.ending = tuple(i // span if len(starts) and ends[i] else -1 for i in range(depth))
 
-    def forward(self, x, grid: tuple[int, int]):
+    def forward(self, x, grid: tuple[int, int], wanted=(), stop=None, found=None):
         """x: (B, P + H*W, C) with P prefix tokens; grid: (H, W). Returns the same shape.
 
+        wanted: blocks after which the tokens, with the shortcut that ends there, are appended to the list `found`.
+        stop: number of blocks to run, None for all.
         If only the prefix tokens are read afterwards, the last shortcut does not reach the output: its gradient is
         exactly zero, and not None, so that DistributedDataParallel finds every parameter used.
         """
-        wanted: list[int] = []
-        return self.intermediates(x, grid, wanted, len(self.blocks))[0]
-
-    def intermediates(self, x, grid: tuple[int, int], wanted: list[int], stop: int):
-        """As forward, and a list of the tokens after each block in `wanted`, with the shortcut that ends there.
-
-        stop: number of blocks to run. Returns (x, list).
-        """
-        found: list[torch.Tensor] = []
-        if not torch.jit.is_scripting():
-            x = self.stream(x)
-        x_in = x  # where the current shortcut starts
-        for i, (block, group) in enumerate(zip(self.blocks, self.ending)):  # noqa: B905  (as above)
-            if i < stop:
-                if torch.jit.is_scripting():
-                    x = block(x, grid)
-                    for g, shortcut in enumerate(self.shortcuts):  # unrolled: a script cannot write self.shortcuts[g]
-                        if g == group:
-                            x = x_in = x + behind(self.prefix_tokens, shortcut(x_in[:, self.prefix_tokens :], grid))
-                else:
-                    x = self.stream(self.run(block, x, grid))
-                    if group >= 0:
-                        x = x_in = self.shortcuts[group].add(x, x_in, grid, self.prefix_tokens)
-                if i in wanted:
-                    found.append(x)
-        return x, found
+        x = x_in = self.stream(x)  # x_in: where the current shortcut starts
+        for i, (block, group) in enumerate(zip(self.blocks, self.ending, strict=True)):
+            if i == stop:
+                break
+            x = self.stream(self.run(block, x, grid))
+            if group >= 0:
+                x = x_in = self.shortcuts[group].add(x, x_in, grid, self.prefix_tokens)
+            if i in wanted:
+                found.append(x)
+        return x
 
     def run(self, block, x, grid):
         """One block, recomputed in the backward pass where that is asked for."""
@@ -159,11 +142,39 @@ class ShortcutStack(nn.Module):
 
 
 def check_settings(kernels, span):
-    """Raise ConfigError unless `kernels` is a list of odd sizes >= 1 and `span` is an integer >= 1 or 'stage'."""
+    """Raise ArgumentError unless `kernels` is a list of odd sizes >= 1 and `span` is an integer >= 1 or 'stage'."""
     if not isinstance(kernels, list | tuple):
-        raise ConfigError(f"MODEL.SHORTCUT.KERNELS {kernels!r}: must be a list of odd sizes, such as [3] or [3, 5]")
+        raise ArgumentError(f"`shortcut.kernels` {kernels!r}: must be a list of odd sizes, such as [3] or [3, 5]")
     for kernel in kernels:
         if type(kernel) is not int or kernel < 1 or kernel % 2 == 0:
-            raise ConfigError(f"MODEL.SHORTCUT.KERNELS {list(kernels)}: {kernel!r} is not an odd whole number >= 1")
+            raise ArgumentError(f"`shortcut.kernels` {list(kernels)}: {kernel!r} is not an odd whole number >= 1")
     if span != "stage" and (type(span) is not int or span < 1):
-        raise ConfigError(f"MODEL.SHORTCUT.SPAN {span!r}: must be a whole number >= 1 or 'stage'")
+        raise ArgumentError(f"`shortcut.span` {span!r}: must be a whole number >= 1 or 'stage'")
+
+
+def recomputed(block, *inputs, forward=None, **named):
+    """block(*inputs), or forward(*inputs, **named) if the forward pass of `block` is not to be the whole block.
+
+    Activations are not kept but recomputed in the backward pass. Running statistics inside the block move once, in the
+    forward pass. (torch.compile turns the update into a value that it computes once, so there the plain checkpoint is
+    enough. Its backend 'eager', an aid for debugging, does not: with BatchNorm inside the block PyTorch raises an error
+    about an in-place operation in the backward pass. 'aot_eager' and all after it work.)
+    """
+    if torch.compiler.is_compiling():
+        return checkpoint(forward or block, *inputs, use_reentrant=False, **named)
+    contexts = contextlib.nullcontext(), still_statistics(block)
+    return checkpoint(forward or block, *inputs, use_reentrant=False, context_fn=lambda: contexts, **named)
+
+
+@contextlib.contextmanager
+def still_statistics(module):
+    """Training-mode BatchNorm inside `module` normalises with the batch but its running statistics do not move."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter

@@ -1,33 +1,40 @@
-"""Swin Transformer (arXiv 2103.14030) with depth-wise shortcuts (arXiv 2407.19394).
+"""Swin Transformer (arXiv 2103.14030), Swin V2 and Swin-MLP with depth-wise shortcuts (arXiv 2407.19394).
 
-State-dict names: those of models.pyramid, and in each block norm1, attn.{qkv, relative_position_bias_table, proj},
-norm2, mlp.{fc1, fc2}.
+State-dict names: those of models.pyramid, and in each block norm1, norm2, mlp.{fc1, fc2} and for Swin
+attn.{qkv, relative_position_bias_table, proj}, for Swin V2 attn.{qkv, q_bias, v_bias, logit_scale, cpb_mlp.{0, 2},
+proj}, for Swin-MLP attn.spatial_mlp.
 """
 
-from models import checks, flex_windows
-from models.layers import Block, hidden_width
-from models.mixers import WindowAttention
-from models.pyramid import PatchMerging, Pyramid, divisors_hint, size_unit, window_in, window_problem
+from timm.layers import trunc_normal_
+from torch import nn
+
+from models import checks
+from models.layers import Block
+from models.pyramid import Pyramid, merge
 from models.registry import register
-from utils.errors import ConfigError
+from models.windows import CosineWindowAttention, WindowAttention, WindowMLP
 
+TINY = {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}
+SMALL = {**TINY, "depths": (2, 2, 18, 2)}
+BASE = {"dim": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)}
+AT_256 = {"img_size": 256, "window_size": 8}
 VARIANTS = {  # name: (sizes, where they stand)
-    "swin_tiny": (
-        {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
-        "arXiv 2103.14030, section 3.3 (Swin-T)",
-    ),
-    "swin_small": (
-        {"dim": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)},
-        "arXiv 2103.14030, section 3.3 (Swin-S)",
-    ),
-    "swin_base": (
-        {"dim": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
-        "arXiv 2103.14030, section 3.3 (Swin-B)",
-    ),
+    "swin_tiny": (TINY, "arXiv 2103.14030, section 3.3 (Swin-T)"),
+    "swin_small": (SMALL, "arXiv 2103.14030, section 3.3 (Swin-S)"),
+    "swin_base": (BASE, "arXiv 2103.14030, section 3.3 (Swin-B)"),
 }
-
-
-ATTENTIONS = ("plain", "flex")
+V2_VARIANTS = {
+    "swin_v2_tiny": ({**TINY, **AT_256}, "arXiv 2111.09883 (SwinV2-T)"),
+    "swin_v2_small": ({**SMALL, **AT_256}, "arXiv 2111.09883 (SwinV2-S)"),
+    "swin_v2_base": ({**BASE, **AT_256}, "arXiv 2111.09883 (SwinV2-B)"),
+}
+MLP_TINY = {**TINY, **AT_256}
+MLP_VARIANTS = {  # cN: N channels for each head
+    "swin_mlp_tiny_c24": ({**MLP_TINY, "heads": (4, 8, 16, 32)}, "configs of Swin-Transformer (SwinMLP-T/C24)"),
+    "swin_mlp_tiny_c12": ({**MLP_TINY, "heads": (8, 16, 32, 64)}, "configs of Swin-Transformer (SwinMLP-T/C12)"),
+    "swin_mlp_tiny_c6": ({**MLP_TINY, "heads": (16, 32, 64, 128)}, "configs of Swin-Transformer (SwinMLP-T/C6)"),
+    "swin_mlp_base": (BASE, "configs of Swin-Transformer (SwinMLP-B)"),
+}
 
 
 @register(VARIANTS)
@@ -36,83 +43,97 @@ class Swin(Pyramid):
 
     dim: channels of the first stage, doubled by each merging. heads: one number for each stage. window_size: tokens
     per side; where a stage's grid is not larger, the window is the grid's shorter side and is not shifted.
-    attention: 'plain', or 'flex' for FlexAttention on GPUs when compiled, which gives the same up to rounding.
-    The other arguments are those of models.vit; ConfigError for sizes that do not fit together.
+    The other arguments are those of Pyramid; ArgumentError for sizes that do not fit together.
     """
 
-    linear_std = 0.02
     undecayed = ("relative_position_bias_table",)
-    mixer, block, merging = WindowAttention, Block, PatchMerging
+    mixer = WindowAttention
 
     def __init__(
         self,
         *,
-        img_size: int | tuple | list = 224,
-        patch_size: int | tuple | list = 4,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        dim: int = 96,
-        depths: tuple | list = (2, 2, 6, 2),
         heads: tuple | list = (3, 6, 12, 24),
         window_size: int = 7,
         shift: bool = True,
-        attention: str = "plain",
-        mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        shortcut: dict | None = None,
-        init: str = "paper",
-        use_checkpoint: bool = False,
+        **skeleton,
     ):
-        img_size, patch_size = checks.pair("img_size", img_size), checks.pair("patch_size", patch_size)
-        check_windows(img_size, patch_size, dim, depths, heads, window_size)
         checks.probability(attn_drop_rate=attn_drop_rate)
-        checks.choice("attention", attention, ATTENTIONS)
-        if attention == "flex":
-            flex_windows.check(attn_drop_rate, [dim * 2**s // number for s, number in enumerate(heads)])
 
-        def make_block(*, stage, index, dim, grid, drop_path):
+        def make_mixer(*, stage, index, dim, grid, drop):
             windows = window_and_shift(grid, window_size, shift and index % 2 == 1)
-            options = {"qkv_bias": qkv_bias, "attn_drop": attn_drop_rate, "proj_drop": drop_rate}
-            mixer = self.mixer(dim, heads[stage], grid=grid, **windows, **options, attention=attention)
-            return self.block(dim, mixer, hidden_width(dim, mlp_ratio), drop=drop_rate, drop_path=drop_path)
+            options = {"qkv_bias": qkv_bias, "attn_drop": attn_drop_rate, "proj_drop": drop}
+            return self.mixer(dim, heads[stage], grid=grid, **windows, **options)
 
-        super().__init__(
-            make_block=make_block,
-            merging=self.merging,
-            dim=dim,
-            depths=depths,
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            num_classes=num_classes,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            shortcut=shortcut,
-            use_checkpoint=use_checkpoint,
-        )
-        self.initialise(init)
+        super().__init__(make_mixer, heads, window_size, **skeleton)
+
+
+class PostNormBlock(Block):
+    """x += LN(mixer(x)); x += LN(MLP(x)). The norms' weights start at 0, so a block starts as identity."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        nn.init.zeros_(self.norm1.weight)
+        nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x, grid: tuple[int, int]):
+        """x: (B, N, C) -> (B, N, C); grid: (H, W)."""
+        x = x + self.drop_path(self.norm1(self.attn(x, grid)))
+        return x + self.drop_path(self.norm2(self.mlp(x)))
+
+
+class PostNormMerging(nn.Module):
+    """Patch merging that normalises the 2C channels after the reduction."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, x, grid: tuple[int, int]):
+        """x: (B, H*W, C) -> ((B, H/2 * W/2, 2C), (H/2, W/2)); H and W even."""
+        x, half = merge(x, grid)
+        return self.norm(self.reduction(x)), half
+
+
+@register(V2_VARIANTS)
+class SwinV2(Swin):
+    """Cosine attention, a continuous position bias and norms after each branch (arXiv 2111.09883, section 3)."""
+
+    undecayed = ("logit_scale",)
+    mixer, block, merging = CosineWindowAttention, PostNormBlock, PostNormMerging
+
+    def no_weight_decay(self):
+        """As published: the temperatures and the MLP of the position bias."""
+        return super().no_weight_decay() | {name for name, _ in self.named_parameters() if ".cpb_mlp." in name}
+
+
+@register(MLP_VARIANTS)
+class SwinMLP(Pyramid):
+    """A learned map between the tokens of a window in place of attention (published code of arXiv 2103.14030).
+
+    Arguments as Swin, without those of attention.
+    """
+
+    def __init__(
+        self, *, heads: tuple | list = (4, 8, 16, 32), window_size: int = 7, shift: bool = True, **skeleton
+    ):
+        def make_mixer(*, stage, index, dim, grid, drop):
+            windows = window_and_shift(grid, window_size, shift and index % 2 == 1)
+            return WindowMLP(dim, heads[stage], grid=grid, **windows)
+
+        super().__init__(make_mixer, heads, window_size, **skeleton)
+
+    def initialise_linear(self, module):
+        """As every backbone, and the maps between tokens like the Linears (both initialisations)."""
+        super().initialise_linear(module)
+        if isinstance(module, nn.Conv1d):
+            trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
 
 
 def window_and_shift(grid, window_size, shifted):
     """Keywords `window` and `shift` of a mixer on this grid; a window that spans the grid is not shifted."""
     shift = window_size // 2 if shifted and min(grid) > window_size else 0
-    return {"window": window_in(grid, window_size), "shift": shift}
-
-
-def check_windows(img_size, patch_size, dim, depths, heads, window_size):
-    """Raise ConfigError unless the heads divide the channels and the windows tile the grid of every stage."""
-    checks.positive(dim=dim, depths=depths, heads=heads, window_size=window_size)
-    stages = len(depths)
-    if len(heads) != stages:
-        raise ConfigError(f"MODEL.ARGS.HEADS {list(heads)}: {len(heads)} numbers for the {stages} stages of DEPTHS")
-    for s, number in enumerate(heads):
-        checks.divides(dim * 2**s, number)
-
-    def problem(size):
-        return window_problem(size, patch_size, stages, window_size)
-
-    hint = divisors_hint(img_size, patch_size, stages, window_size)
-    checks.image_size(img_size, size_unit(patch_size, stages), problem, reach=window_size, hint=hint)
+    return {"window": min(window_size, *grid), "shift": shift}

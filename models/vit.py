@@ -4,13 +4,11 @@ State-dict names: patch_embed.proj, pos_embed, cls_token, norm, head and
 stack.blocks.i.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2}, stack.shortcuts.i.{norms.k, convs.k, scale}.
 """
 
-import torch
-from timm.layers import trunc_normal_
 from torch import nn
 
 from models import checks
-from models.isotropic import Isotropic, patch_grid
-from models.layers import Attention, Block, PatchProjection, drop_path_rates, hidden_width
+from models.base import Isotropic
+from models.layers import Attention, Block, block_sizes, drop_path_rates
 from models.registry import register
 from models.shortcut import ShortcutStack
 
@@ -31,9 +29,10 @@ class ViT(Isotropic):
     the attention projection and in the MLP. drop_path_rate: of the last block, rising linearly from 0.
     qkv_bias, norm_eps: timm's and DeiT's ViT have True and 1e-6.
     shortcut: keywords of ShortcutStack. init: 'paper' (PyTorch's defaults, N(0, 1) for embeddings) or 'timm'.
-    Raises ConfigError for sizes that do not fit together.
+    Raises ArgumentError for sizes that do not fit together.
     """
 
+    prefix_tokens = 1
     unpooled_tokens = 0  # as published, 'avg' pools first, over all tokens, and normalises the result
 
     def __init__(
@@ -65,17 +64,9 @@ class ViT(Isotropic):
         dim_head, mlp_dim = block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio)
         checks.positive(in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        self.patch_size = checks.pair("patch_size", patch_size)
-        self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
-        self.num_features, self.in_chans, self.prefix_tokens = dim, in_chans, 1
         self.global_pool = {"cls": "token", "mean": "avg"}[pool]
+        self.build_embedding(img_size, patch_size, in_chans, dim, pos_embed, drop_rate)
         self.describe_levels(dim, depth)
-
-        self.patch_embed = PatchProjection(in_chans, dim, self.patch_size)
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        tokens = 1 + self.grid[0] * self.grid[1]
-        self.pos_embed = nn.Parameter(torch.randn(1, tokens, dim)) if pos_embed else None
-        self.pos_drop = nn.Dropout(drop_rate)
         drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
         blocks = [
             Block(
@@ -92,36 +83,3 @@ class ViT(Isotropic):
         self.norm = nn.LayerNorm(dim, norm_eps)
         self.head = self.build_head(num_classes)
         self.initialise(init)
-
-    def initialise(self, init):
-        """See Backbone; 'timm' also sets the embeddings: position truncated normal 0.02, class token N(0, 1e-6)."""
-        super().initialise(init)
-        if init == "timm":
-            initialise_embeddings(self)
-
-    def embed(self, x):
-        """See Isotropic."""
-        grid = self.input_grid(x)
-        x = self.patch_embed(x)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed
-        return self.pos_drop(x), grid
-
-
-def block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio):
-    """(dim_head, mlp_dim) with their defaults filled in; ConfigError if the sizes do not fit together."""
-    checks.positive(dim=dim, depth=depth, heads=heads)
-    if dim_head is None:
-        checks.divides(dim, heads)
-        dim_head = dim // heads
-    mlp_dim = hidden_width(dim, mlp_ratio) if mlp_dim is None else mlp_dim
-    checks.positive(dim_head=dim_head, mlp_dim=mlp_dim)
-    return dim_head, mlp_dim
-
-
-def initialise_embeddings(model):
-    """timm's ViT: position embedding truncated normal 0.02, class token N(0, 1e-6)."""
-    nn.init.normal_(model.cls_token, std=1e-6)
-    if model.pos_embed is not None:
-        trunc_normal_(model.pos_embed, std=0.02)

@@ -13,6 +13,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from data.device.draws import draw
+from data.device.recipe import read_recipe
+from data.mixing import MixPlan
+from data.transforms import TrainTransform
 from kernels import augment
 
 TARGET = GPUTarget("cuda", 90, 32)  # H100, H200
@@ -49,22 +53,13 @@ def compile_instead(kernel, *values, grid, warmup, **options):
 
 
 def main():
-    """CIFAR at 224 pixels as patch tokens in bfloat16, with one layer of operations."""
+    """CIFAR at 224 pixels in bfloat16, mixed, with one layer of operations."""
     JITFunction.run = compile_instead
-    batch, size = 2, (224, 224)
-    boxes = torch.zeros(batch, 4, dtype=torch.int32)
-    rows, flips = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.bool)
-    pixels = augment.augment(
-        torch.zeros(5, 3, 32, 32, dtype=torch.uint8), rows, crop=boxes, hflip=flips, vflip=flips,
-        op=torch.zeros(1, batch, dtype=torch.int32), value=torch.zeros(1, batch),
-        matrix=torch.zeros(1, batch, 6, dtype=torch.float64),
-        grid=size, frame=(0, 0, *size), size=size, grid_filter="bilinear", filter="bicubic",
-        fill=(128, 128, 128), affine_filter="bicubic",
-    )  # fmt: skip
-    augment.finish(
-        pixels, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), erase=boxes[None], erase_mode="pixel",
-        index=rows, key=2**62, epoch=3, weights=torch.ones(batch), boxes=boxes, dtype=torch.bfloat16, patch=16,
-    )  # fmt: skip
+    transform = TrainTransform(224, (0.5,) * 3, (0.2,) * 3, resize_first=True, auto_augment="rand-m9-n1")
+    recipe, rows = read_recipe(transform, (32, 32)), torch.zeros(2, dtype=torch.int64)
+    draws = draw(recipe, 2**62, 3, rows)
+    pixels = augment.augment(torch.zeros(5, 3, 32, 32, dtype=torch.uint8), rows, draws, recipe)
+    augment.finish(pixels, draws, recipe, MixPlan(0.5, 0.5, None), torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,24 @@ import pytest
 import torch
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# What `make quick` leaves out: whole runs, full-size models, compiled and exported ones. A new file is in it.
+SLOW = {
+    "average", "bad_inputs", "benchmarks", "cam", "check_model", "compile", "convert_tool", "cvt", "data_loaders",
+    "device_loader", "export", "faults", "features", "flops", "fused_models", "fused_shortcut", "kernels_augment",
+    "kernels_compile", "main", "parity", "sweep", "timm_registry", "timm_suite", "timm_wrap", "tools_hostile",
+}  # fmt: skip
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     # Triton's interpreter runs the kernels on the CPU. It is chosen once, when a process first imports triton.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of SLOW files."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-import engine
+from engine import step as stepping
 
 
 def rank():
@@ -19,13 +19,13 @@ def kill_self():
 
 def after_backward(action):
     """Call `action(state, step, micro)` in the middle of every step, when the gradients are there."""
-    original = engine.micro_loss
+    original = stepping.micro_losses
 
-    def wrapped(state, settings, mixing, world, step, micro, batch, runner):
-        loss = original(state, settings, mixing, world, step, micro, batch, runner)
-        return action(loss, state, step, micro)
+    def wrapped(state, task, settings, place, batch, runner):
+        loss, parts = original(state, task, settings, place, batch, runner)
+        return action(loss, state, *place), parts
 
-    engine.micro_loss = wrapped
+    stepping.micro_losses = wrapped
 
 
 def kill_at_step(step, ranks=(0,), micro=0):
@@ -61,27 +61,27 @@ def nan_loss(steps, ranks=(0,)):
 
 def nan_module(step, module):
     """The weights of `module` produce infinities from `step` on: its output is the first that is not finite."""
-    original = engine.micro_loss
+    original = stepping.micro_losses
 
-    def wrapped(state, settings, mixing, world, now, micro, batch, runner):
+    def wrapped(state, task, settings, place, batch, runner):
         handle = None
-        if now >= step:
+        if place[0] >= step:
             target = state.model.get_submodule(module)
             handle = target.register_forward_hook(lambda _m, _i, output: output * float("inf"), prepend=True)
         try:
-            return original(state, settings, mixing, world, now, micro, batch, runner)
+            return original(state, task, settings, place, batch, runner)
         finally:
             if handle:
                 handle.remove()
 
-    engine.micro_loss = wrapped
+    stepping.micro_losses = wrapped
 
 
 def kill_in_validation(epoch):
     """kill -9 in the validation after `epoch` (0-based)."""
-    import main  # noqa: F401 - main imports engine.evaluate when it trains
+    from engine import evaluate as evaluating  # main imports the function when it trains
 
-    original, calls = engine.evaluate, []
+    original, calls = evaluating.evaluate, []
 
     def wrapped(*arguments, **keywords):
         calls.append(1)
@@ -89,7 +89,7 @@ def kill_in_validation(epoch):
             kill_self()
         return original(*arguments, **keywords)
 
-    engine.evaluate = wrapped
+    evaluating.evaluate = wrapped
 
 
 def kill_in_write(save):
@@ -112,7 +112,7 @@ def kill_before_rename(save):
     original, calls = os.replace, []
 
     def wrapped(source, target):
-        if str(source).endswith(".pth.tmp"):
+        if str(source).endswith(".tmp.pth"):
             calls.append(1)
             if len(calls) == save:
                 kill_self()
@@ -121,9 +121,18 @@ def kill_before_rename(save):
     os.replace = wrapped
 
 
+def second_task(signal_at=None):
+    """Not a fault: TASK regression exists in this process; in step `signal_at` rank 0 receives SIGTERM."""
+    import tasks
+    from tests.regression import Regression
+
+    tasks.TASKS["regression"] = Regression
+    Regression.signal_at = signal_at
+
+
 def quick_throughput():
     """Not a fault: blocks of --throughput that last a moment."""
-    from utils import throughput
+    from engine import throughput
 
     throughput.BLOCK_SECONDS = 0.01
 

@@ -4,9 +4,11 @@ import io
 import zipfile
 
 import numpy as np
+import torch
 from PIL import Image
 
 from config import default_config
+from utils.distributed import World
 
 
 def noise(key, size=(8, 8)):
@@ -60,6 +62,24 @@ def small_config(dataset="fake:train=24,val=10,classes=3", path="", size=8, batc
             node = node[section]
         node[last] = value
     return config
+
+
+def alone(rank=0, size=1, device="cpu"):
+    """This process as one of `size`, which are not connected."""
+    return World(torch.device(device), rank, size)
+
+
+def finished(batches):
+    """[(images, labels), ...] of a training loader's batches, not mixed."""
+    return [(batch.finish(), batch.labels) for batch in batches]
+
+
+def assert_equal(found, expected):
+    """Two lists of (images, labels) that hold something, and the same."""
+    assert len(found) == len(expected) > 0
+    for (a, b), (c, d) in zip(found, expected, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
 
 
 def silent(line):

@@ -10,10 +10,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from data.device.draws import draw, philox_key
-from data.device.ops import Op
+from data.device.pillow import Op
 from data.device.recipe import read_recipe
-from data.randaugment import posterize
-from data.transforms import TrainTransform
+from data.transforms import TrainTransform, posterize
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.22, 0.24, 0.26)
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

@@ -18,11 +18,10 @@ PRELOAD = [
     "timm.optim",
     "timm.utils",
     "main",
-    "engine",
+    "engine.run",
+    "engine.throughput",
     "models",
     "data",
-    "utils.run",
-    "utils.throughput",
     "sklearn.datasets",
     "matplotlib.figure",
     "tests.launch",
@@ -107,3 +106,11 @@ def wait(processes, timeout=120):
 def run(argv, folder, **options):
     """Start, wait, and return the Results of all ranks."""
     return wait(start(argv, folder, **options))
+
+
+def run_here(argv, capsys):
+    """The Result of main.py in this process: quick, for what is refused or evaluated before anything is trained."""
+    import main
+
+    code = main.main(argv)
+    return Result(code, "".join(capsys.readouterr()))

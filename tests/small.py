@@ -1,9 +1,7 @@
 """Tiny sizes of every registered variant, for tests in which sizes do not matter."""
 
-import inspect
-
 import models
-from models.registry import get_variant
+from models.registry import get_variant, keywords_of
 
 ISOTROPIC = {"img_size": 32, "patch_size": 8, "dim": 24, "depth": 3, "heads": 2}
 PYRAMID = {
@@ -26,7 +24,7 @@ CONVOLUTIONAL = {
 
 def small_sizes(variant):
     """Constructor keywords that make the variant tiny, with 5 classes."""
-    parameters = inspect.signature(get_variant(variant).constructor).parameters
+    parameters = keywords_of(get_variant(variant).constructor)
     sizes = CONVOLUTIONAL if "dims" in parameters else PYRAMID if "depths" in parameters else ISOTROPIC
     return {"num_classes": 5, **{name: value for name, value in sizes.items() if name in parameters}}
 

@@ -1,20 +1,20 @@
 """tools.average: means as NumPy has them, statistics as the layers see them, counts as main.py has them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import main
-from data import build_data
-from tests import tiny
+from tasks.classification.data import build_data
+from tests.helpers_data import alone, silent
 from tests.trained import config_of, folder_run, untrained_checkpoint
-from tools.average import __main__ as average
-from tools.average.data import judges
-from tools.average.soup import Ingredient, mean_of
+from tools import average
+from tools.average import Ingredient, judges, mean_of
 from tools.export.__main__ import main as export
-from tools.shared.inputs import console, data_config
+from tools.shared.inputs import data_config
 from tools.shared.trained import load_model
 from utils import checkpoint
 from utils.errors import MismatchError
@@ -55,12 +55,10 @@ def test_weights_are_the_mean_and_counters_the_largest(tmp_path, capsys):
 
 
 def test_other_whole_numbers_must_agree():
-    def part(value):
-        return Ingredient(None, {"index": torch.tensor([1, value])}, {}, {}, 0, 1)
-
-    assert mean_of([part(2), part(2)])["index"].tolist() == [1, 2]
+    two, three = ({"index": torch.tensor([1, value])} for value in (2, 3))
+    assert mean_of([two, two])["index"].tolist() == [1, 2]
     with pytest.raises(MismatchError, match="index: whole numbers that differ"):
-        mean_of([part(2), part(3)])
+        mean_of([two, three])
 
 
 def test_counts_are_those_of_main(trained, tmp_path, capsys):
@@ -89,10 +87,10 @@ def test_recomputed_statistics_are_what_the_layer_sees(trained, tmp_path):
     first = next(module for module in loaded.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     seen = []
     first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().numpy()))
-    parts = build_data(data_config(loaded, data), log=lambda line: None)
+    parts = build_data(data_config(loaded, data), alone(), silent)
     with torch.no_grad():
         for number, batch in enumerate(parts.train.epoch(0)):
-            loaded.model(parts.mixing(*batch, key=(0, "mix", number, 0, 0))[0])
+            loaded.model(parts.mixing(batch, (0, "mix", number, 0, 0), "cpu")[0])
     assert len(seen) == 3
     axes = (0, 2, 3)
     mean = np.mean([values.mean(axes) for values in seen], axis=0)
@@ -103,42 +101,45 @@ def test_recomputed_statistics_are_what_the_layer_sees(trained, tmp_path):
     assert not np.allclose(first.running_var, np.mean([state[name].numpy() for state in states], axis=0), rtol=1e-3)
 
 
-def test_greedy_leaves_out_what_lowers_the_count(tmp_path, capsys):
-    """A run on digits that has learned something, a copy of it, and one whose weights are noise."""
-    config = tiny.write_config(
-        tmp_path,
-        DATA__DATASET="digits",
-        DATA__BATCH_SIZE=64,
-        TRAIN__EPOCHS=2,
-        TRAIN__BASE_LR=3e-3,
-        TRAIN__ACCUMULATION_STEPS=1,
-        AUG__MIXUP=0.0,
-        AUG__CUTMIX=0.0,
-        AUG__AUTO_AUGMENT="",
-        TRAIN__EMA__ENABLE=False,
-        MODEL__DROP_RATE=0.0,
-        MODEL__DROP_PATH_RATE=0.0,
-    )
-    assert main.main(tiny.arguments(config, tmp_path)) == 0
-    good = tmp_path / "tiny" / "default" / "checkpoints" / "last.pth"
-    payload = checkpoint.load(good)
-    checkpoint.save(tmp_path / "copy.pth", payload, 1)
-    ruined = {name: torch.randn(v.shape) if v.is_floating_point() else v for name, v in payload["model"].items()}
-    ruined = {name: value.abs() + 0.1 if "var" in name else value for name, value in ruined.items()}
-    checkpoint.save(tmp_path / "ruined.pth", {**payload, "model": ruined}, 1)
-    capsys.readouterr()
-    files = [tmp_path / "ruined.pth", good, tmp_path / "copy.pth"]
-    assert averaged(files, tmp_path / "soup.pth", "--greedy") == 0
+class Judged:
+    """Stands for the jury: the closer the weight is to 3, the more is right."""
+
+    names = {"choose": "the choosing images"}
+
+    def count(self, role, state):
+        assert role == "choose"
+        return {"correct": 100 - round(10 * abs(float(state["w"]) - 3)), "total": 100}
+
+    def renewed(self, state):
+        return state
+
+
+def test_greedy_leaves_out_what_lowers_the_count():
+    def part(name, weight):
+        config = {"MODEL": {"NAME": "m"}, "TAG": "t"}
+        return Ingredient(Path(name), {"w": torch.tensor([weight])}, config, {}, 0)
+
+    far, near, other = part("far", 10.0), part("near", 3.5), part("other", 2.5)
+    members, lines = average.greedy([far, near, other], Judged())
+    assert members == [near, other]  # together 3, and 5.33 with the far one
+    assert lines == [
+        "m/t/near: 95.00 % (95/100) on the choosing images, taken",
+        "m/t/other: 95.00 % (95/100), the average with it 100.00 % (100/100), taken",
+        "m/t/far: 30.00 % (30/100), the average with it 77.00 % (77/100), left out",
+    ]
+
+
+def test_greedy_reports_on_images_that_did_not_choose(trained, tmp_path, capsys):
+    run, data = trained
+    assert averaged(epochs_of(run), tmp_path / "soup.pth", "--greedy", "--data-path", data) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("tiny/default/last.pth: ")
-    assert lines[0].endswith("/180) on one half of the val images, taken")
-    assert lines[1].startswith("tiny/default/copy.pth: ")
-    assert lines[2].startswith("tiny/default/ruined.pth: ")
-    assert lines[2].endswith("left out")
-    assert sum(line.endswith("on the other half of the val images") for line in lines) == 4
-    members = checkpoint.load(tmp_path / "soup.pth")["average"]["members"]
-    assert "tiny/default/last.pth" in members
-    assert "tiny/default/ruined.pth" not in members
+    assert lines[0].endswith("/6) on one half of the val images, taken")
+    reported = [line for line in lines if line.endswith("/6) on the other half of the val images")]
+    assert [line.partition(":")[0] for line in reported[:-1]] == [f"tiny/default/epoch_{i}.pth" for i in range(3)]
+    assert reported[-1].startswith("average: ")
+    kept = [line.partition(":")[0] for line in lines[:3] if line.endswith("taken")]
+    assert checkpoint.load(tmp_path / "soup.pth")["average"]["members"] == kept
+    assert f"average of {len(kept)} of 3 checkpoints (kept by --greedy)" in lines
 
 
 def test_who_judges():
@@ -183,7 +184,7 @@ def vit(**arguments):
     [
         ({"config": vit(depth=3)}, 78, "MODEL.ARGS.DEPTH is 3, but 2 in"),
         ({"config": vit(kernels=(3, 5))}, 78, "MODEL.SHORTCUT.KERNELS is [3, 5], but [3] in"),
-        ({"classes": ("0", "1", "3", "2", "4")}, 78, "its classes differ: '3' where"),
+        ({"classes": ("0", "1", "3", "2", "4")}, 78, "class.2 is '3', but '2' in"),
         ({"ema": None, "model": {"a": torch.tensor([1.0, float("nan")])}}, 65, "values that are not finite (first a)"),
     ],
 )
@@ -199,4 +200,3 @@ def test_one_checkpoint_is_no_average(tmp_path, capsys):
     assert averaged([file], tmp_path / "soup.pth") == 64
     assert averaged([file, file], file) == 64
     assert "is one of the checkpoints" in capsys.readouterr().err
-    assert console().stream is not None

@@ -27,12 +27,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import engine
-from tests.launch import run
+from engine.step import StepSettings, micro_losses
+from tasks.classification import Classification
+from tests.launch import run, run_here
 from tests.tiny import arguments, differences, final_state, write_config
 from utils.distributed import World, choose_device
 from utils.errors import UnavailableError
-from utils.summary import best_row
 
 
 def picture(seed, mode="RGB", side=8):
@@ -102,13 +102,13 @@ CONFIG_CASES = {  # content of a.yaml, options, exit code, words of the line
 
 
 @pytest.mark.parametrize("name", CONFIG_CASES)
-def test_configuration(tmp_path, name):
+def test_configuration(tmp_path, capsys, name):
     text, more, code, *words = CONFIG_CASES[name]
     path, output = tmp_path / "a.yaml", tmp_path / "out"
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     if text is not None:
         path.write_text(text.replace("['ran']", f"['{tmp_path / 'ran'}']"))
-    (result,) = run(arguments(path, output, "--device", "cpu", *more), tmp_path)
+    result = run_here(arguments(path, output, "--device", "cpu", *more), capsys)
     check_refused(result, code, *words)
     assert not output.exists()
     assert not (tmp_path / "ran").exists()
@@ -140,16 +140,16 @@ FOLDER_CASES = {  # change of a good set, options, exit code, words of the line
 
 
 @pytest.mark.parametrize("name", FOLDER_CASES)
-def test_folders(tmp_path, name):
+def test_folders(tmp_path, capsys, name):
     change, more, code, *words = FOLDER_CASES[name]
     root = image_set(tmp_path / "set")
     change(root)
-    (result,) = run(arguments(folder_config(tmp_path, root), tmp_path / "out", *more), tmp_path)
+    result = run_here(arguments(folder_config(tmp_path, root), tmp_path / "out", *more), capsys)
     check_refused(result, code, *words)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_label_outside_the_classes_names_the_file_and_the_range(tmp_path):
+def test_a_label_outside_the_classes_names_the_file_and_the_range(tmp_path, capsys):
     for part in ("train", "val"):
         with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as file:
             for i in range(8):
@@ -157,7 +157,7 @@ def test_a_label_outside_the_classes_names_the_file_and_the_range(tmp_path):
         labels = [i % 2 for i in range(7)] + [7 if part == "val" else 1]
         (tmp_path / f"{part}_map.txt").write_text("".join(f"{i}.png\t{label}\n" for i, label in enumerate(labels)))
     config = folder_config(tmp_path, tmp_path, DATA__ZIP_MODE=True)
-    (result,) = run(arguments(config, tmp_path / "out"), tmp_path)
+    result = run_here(arguments(config, tmp_path / "out"), capsys)
     check_refused(result, 65, "val.zip", "7.png", "label 7", "0..1")
 
 
@@ -268,12 +268,12 @@ WEIGHTS = {  # file name, what is made of the state dict, exit code, words
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_for_evaluation(trained, tmp_path, name):
+def test_weights_for_evaluation(trained, tmp_path, capsys, name):
     config, checkpoint, count = trained
     file, make, code, words = WEIGHTS[name]
     model = torch.load(checkpoint, weights_only=True)["model"]
     (save_file if file.endswith("safetensors") else torch.save)(make(model), tmp_path / file)
-    (result,) = run(["--cfg", str(config), "--eval", "--resume", str(tmp_path / file)], tmp_path)
+    result = run_here(["--cfg", str(config), "--eval", "--resume", str(tmp_path / file)], capsys)
     if code:
         check_refused(result, code, *words)
         assert "top-1" not in result.output
@@ -411,19 +411,19 @@ def test_every_step_micro_batch_and_rank_draws_its_own_randomness():
     """Dropout (torch's generator) and mixing (the key) of 2 steps x 2 micro-batches x 2 ranks: 8 different ones."""
     keys, drawn = set(), set()
 
-    def mixing(images, targets, key, dtype):
-        keys.add(key)
-        return images, targets
+    class Noted:
+        def inputs(self, batch, key, device, dtype):
+            keys.add(key)
+            return batch
 
     batch = torch.zeros(1), torch.zeros(1)
     for step, micro, rank in np.ndindex(2, 2, 2):
-        world = World(torch.device("cpu"), rank, 2)
-        settings, dropout = engine.StepSettings(), lambda _images, _targets: torch.rand(1)
-        loss = engine.micro_loss(None, settings, mixing, world, step, micro, batch, dropout)
+        settings = StepSettings(World(torch.device("cpu"), rank, 2))
+        loss, _ = micro_losses(None, Noted(), settings, (step, micro), batch, lambda *_: (torch.rand(1), {}))
         drawn.add(float(loss))
     assert len(keys) == len(drawn) == 8
 
 
 def test_best_is_the_first_epoch_with_the_most_correct_images():
     history = [{"epoch": epoch, "correct": correct} for epoch, correct in enumerate((3, 5, 5, 4))]
-    assert best_row(history)["epoch"] == 1
+    assert Classification.headline.best(history)["epoch"] == 1

@@ -8,7 +8,7 @@ import torch
 from tests.small import small, small_sizes
 from tests.test_timm_registry import FAMILIES
 
-# A predicted kernel normalises over the batch alone, where one image has no variance: see models.dwmixers.
+# A predicted kernel normalises over the batch alone, where one image has no variance: see models.dwnet.
 PREDICTED = ("dynamic_dwnet_tiny",)
 
 

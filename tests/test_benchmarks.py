@@ -7,26 +7,25 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import accuracy, against, augment_equivalence, end_to_end, loader, model_step, time_shares
+from benchmarks import accuracy, against, augment_equivalence, end_to_end, loader, model_step, steps, time_shares
 from benchmarks import bytes as traced
-from benchmarks.bars import REST, by_group, draw
-from benchmarks.protocol import AGAIN, Timing, interleaved, ratio_text, spread
-from benchmarks.record import RESULTS, table
-from benchmarks.traffic import training_traffic
-from data.build import build_data
-from tests.helpers_data import silent, small_config
-from tests.small import small
+from benchmarks.command import RESULTS, table
+from benchmarks.operators import REST, by_group, draw, training_traffic
+from benchmarks.protocol import AGAIN, Pace, Timing, interleaved, ratio_text, rows_of, spread
+from tests.helpers_data import small_config
+from tests.same_results import differences
+from tools.shared.command import exit_code
 
 CPU = torch.device("cpu")
+ONCE = Pace(warmup=1, blocks=1, steps=1)
 CEILING = 1.03
 RECORDED = json.loads((RESULTS / "bytes.json").read_text())["models"]
 
 
 def test_blocks_are_interleaved_forwards_and_backwards():
     calls = []
-    timings = interleaved(
-        {name: lambda name=name: calls.append(name) for name in "ab"}, 8, CPU, warmup=2, blocks=2, steps=3
-    )
+    cases = {name: lambda name=name: calls.append(name) for name in "ab"}
+    timings = interleaved(cases, 8, CPU, Pace(warmup=2, blocks=2, steps=3))
     assert "".join(calls) == "aabb" + "aaabbbaaa" + "aaabbbaaa"
     assert list(timings) == ["a", "b", "a" + AGAIN]
     assert all(0 < t.low <= t.median <= t.high for t in timings.values())
@@ -47,33 +46,70 @@ def test_what_a_loader_prepared_ahead_is_not_timed():
         clock["ready"], taken = 4, clock["time"] - before
         return taken or 1e-9
 
-    pace = {"warmup": 5, "blocks": 2, "steps": 3, "seconds": seconds}
-    assert interleaved({"a": step}, 8, CPU, settle=4, **pace)["a"].median == 8
-    assert interleaved({"a": step}, 8, CPU, **pace)["a"].median > 1e9
+    pace = Pace(warmup=5, blocks=2, steps=3)
+    assert interleaved({"a": step}, 8, CPU, pace, settle=4, seconds=seconds)["a"].median == 8
+    assert interleaved({"a": step}, 8, CPU, pace, seconds=seconds)["a"].median > 1e9
 
 
 def test_a_difference_within_the_clocks_own_is_none():
     timings = {name: Timing(rate, rate, rate, 0) for name, rate in (("a", 100), ("b", 150), ("a" + AGAIN, 96))}
     assert spread(timings) == pytest.approx(0.04)
-    assert ratio_text(timings["b"], timings["a"], 0.04) == "1.50"
+    assert rows_of(timings)["b"] == ["b", "150", "150 to 150", "1.50"]
+    assert rows_of(timings)["a" + AGAIN][-1] == "(±4.0 %)"
     assert ratio_text(Timing(103, 103, 103, 0), timings["a"], 0.04) == "no difference"
 
 
 def test_two_checkouts_are_timed_against_each_other(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(against, "PACE", {"warmup": 1, "blocks": 1, "steps": 1})
-    cfg, root = "configs/demo/digits_plain.yaml", str(against.ROOT)
-    assert against.main(["--other", root, "--cfg", cfg, "--batch", "4", "--output", str(tmp_path)]) == 0
-    timings = json.loads((tmp_path / "against_cpu.json").read_text())["results"][cfg]
+    """The other one as it was before tasks/ came, with a model of one layer."""
+    monkeypatch.setattr(against, "PACE", ONCE)
+    cfg, other, output = "configs/demo/digits_plain.yaml", tmp_path / "other", tmp_path / "output"
+    for name, text in {
+        "main.py": "",
+        cfg: "",
+        "config.py": "from types import SimpleNamespace as N\nload_config = lambda path: (N(DATA=N(IMG_SIZE=8)), {})",
+        "models/build.py": "from torch.nn import *\n"
+        "build_model = lambda config, classes: Sequential(Flatten(), Linear(192, classes))",
+    }.items():
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_text(text)
+    assert exit_code(against.run, ["--other", str(other), "--cfg", cfg, "--batch", "4", "--output", str(output)]) == 0
+    timings = json.loads((output / "against_cpu.json").read_text())["results"][cfg]
     assert list(timings) == ["this", "other", "this" + AGAIN]
     assert all(timing["median"] > 0 for timing in timings.values())
-    assert against.main(["--other", str(tmp_path)]) == against.main(["--other", root, "--cfg", "a.yaml"]) == 66
-    assert "a.yaml: not a file of both checkouts" in capsys.readouterr().err
+    for wrong in (["--other", str(tmp_path)], ["--other", str(other), "--cfg", "a.yaml"]):
+        assert exit_code(against.run, wrong) == 66
+        assert wrong[-1] in capsys.readouterr().err
 
 
-def test_the_loader_of_timm_survives_posterize_of_pillow_13():
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"metrics": [{"seconds": 9.0, "img_per_s": 1.0, "correct": 5}]}, []),
+        ({"metrics": [{"seconds": 1.0, "correct": 6}]}, ["/metrics/0/correct: 5 and 6"]),
+        ({"metrics": []}, ["/metrics: 1 and 0 entries"]),
+        ({"weight": torch.tensor([1.0, 0.0])}, ["/weight"]),  # a zero without its sign
+        ({"weight": torch.tensor([1.0, -0.0], dtype=torch.float64)}, ["/weight"]),
+        ({"weight": torch.tensor([[1.0, -0.0]])}, ["/weight"]),
+        ({"weight": None}, ["/weight: tensor([1., -0.]) and None"]),
+        ({"loss": 0.1 + 0.2}, ["/loss: 0.3 and 0.30000000000000004"]),
+        ({"more": 1}, ["/more: only in one of them"]),
+    ],
+)
+def test_results_are_the_same_to_the_bit_except_for_the_clock(change, names):
+    found = {
+        "metrics": [{"seconds": 1.0, "correct": 5}],
+        "weight": torch.tensor([1.0, -0.0]),
+        "scale": torch.tensor(float("nan")),
+        "loss": 0.3,
+    }
+    assert list(differences(found, {**found, **change})) == names
+
+
+def test_the_loader_of_timm_survives_posterize_of_pillow_13(monkeypatch):
+    monkeypatch.setattr(steps, "WORKERS", 1)
     config = small_config("fake:train=8,val=4,classes=2", size=16, AUG__AUTO_AUGMENT="rand-m10-inc1")
-    loader = end_to_end.timm_loader(config, build_data(config, log=silent), CPU)
-    (policy,) = [step for step in loader.dataset.transform.transforms if hasattr(step, "ops")]
+    timms = steps.timm_loader(config, steps.data_of(config, CPU), CPU)
+    (policy,) = [step for step in timms.dataset.transform.transforms if hasattr(step, "ops")]
     (posterize,) = [op for op in policy.ops if op.name.startswith("Posterize")]
     posterize.prob = 1.0  # magnitude 10 keeps 0 bits
     assert posterize(Image.new("RGB", (2, 2), "white")).getextrema() == ((0, 0),) * 3
@@ -86,10 +122,11 @@ def test_operators_and_kernels_find_their_group():
     assert by_group(names) == groups
 
 
-def test_the_time_of_a_step_adds_up(tmp_path):
+def test_the_time_of_a_step_adds_up(tmp_path, monkeypatch):
     """The groups together are the step; the shortcut's convolutions are there with it only."""
+    monkeypatch.setattr(time_shares, "STEPS", {"cpu": 1})
     words = ["--cfg", "configs/demo/digits_shortcut.yaml", "--batch", "8", "--device", "cpu", "--output", str(tmp_path)]
-    assert time_shares.main(words) == 0
+    assert exit_code(time_shares.run, words) == 0
     found = json.loads((tmp_path / "time_shares_cpu_digits_shortcut.json").read_text())["milliseconds"]
     assert list(found) == [time_shares.ORIGINAL, "ours", "no shortcut"]
     assert ["depth-wise convolutions" in groups for groups in found.values()] == [True, True, False]
@@ -114,10 +151,8 @@ def test_bytes_of_a_linear_layer_counted_by_hand():
 
 @pytest.mark.parametrize("name", sorted(RECORDED))
 def test_no_model_moves_more_bytes_than_recorded(name):
-    cases = traced.cases()
-    written_out = ", attention written out"
-    found = traced.measure(cases[name.removesuffix(written_out)], name.endswith(written_out))
-    assert found["bytes"] <= CEILING * RECORDED[name]["bytes"], "python -m benchmarks.bytes records the new figure"
+    found = traced.measure(name, traced.cases()[name])
+    assert 0 < found["bytes"] <= CEILING * RECORDED[name]["bytes"], "python -m benchmarks.bytes records the new figure"
 
 
 def test_the_picture_shows_every_byte_once(tmp_path):
@@ -133,7 +168,7 @@ def test_a_bar_in_a_cell_makes_no_column():
 
 
 def test_a_row_for_every_model_is_recorded():
-    assert len(RECORDED) == len(traced.cases()) + 1
+    assert RECORDED.keys() == traced.cases().keys()
 
 
 @pytest.fixture
@@ -147,29 +182,29 @@ def tiny_config(tmp_path):
 
 
 def test_every_case_of_the_model_step_trains(tiny_config, monkeypatch):
-    monkeypatch.setattr(model_step, "TIMM", {"vit_tiny": "test_vit"})
-    pace = {"warmup": 1, "blocks": 1, "steps": 1}
-    timings = model_step.measure(tiny_config, 4, CPU, pace, compiled=False)
+    monkeypatch.setattr(steps, "TIMM", {"vit_tiny": "test_vit"})
+    timings = model_step.measure(tiny_config, 4, CPU, ONCE, compiled=False)
     assert list(timings)[:3] == ["timm test_vit, eager", "original's way, shortcut", "ours, plain, eager"]
-    rows = model_step.rows_of(4, timings)
-    assert table(["batch", *"abcde"], rows).count("\n") == len(timings) + 1
+    assert "ours, shortcut, eager" in timings
+    assert not any("compiled" in name or "fused" in name for name in timings)
 
 
 def test_every_case_from_images_to_weights_trains(tiny_config, monkeypatch):
-    monkeypatch.setattr(end_to_end, "TIMM", {"vit_tiny": "test_vit"})
-    pace = {"warmup": 1, "blocks": 1, "steps": 1}
-    timings, results = end_to_end.measure(tiny_config, 4, CPU, pace, [], compiled=False)
-    assert "ours, data on the device, eager" in timings
+    monkeypatch.setattr(steps, "TIMM", {"vit_tiny": "test_vit"})
+    monkeypatch.setattr(steps, "WORKERS", 1)
+    timings, results = end_to_end.measure(tiny_config, 4, CPU, ONCE, [], compiled=False)
+    assert {"original's way", "timm test_vit with its loader, eager", "ours, data on the device, eager"} < set(timings)
     assert all(0 <= results[name]["waiting"] <= 1 for name in timings if not name.endswith(AGAIN))
-    assert all(row[-1] == "-" for row in end_to_end.rows_of(4, timings, results))
+    assert all(results[name].get("idle") is None for name in timings)
 
 
-def test_the_data_paths_are_all_timed(tiny_config, monkeypatch):
-    monkeypatch.setattr(loader, "worker_count", lambda *_: 1)
-    timings, results = loader.measure(tiny_config, 4, CPU, {"warmup": 1, "blocks": 1, "steps": 1}, [])
-    assert {"PIL, one core", "PIL, 1 workers", "device, plain PyTorch", "timm, 1 workers"} < set(timings)
-    assert results["device, plain PyTorch"]["bytes"] > 4 * 3 * 32 * 32
-    assert len(loader.rows_of(timings, results)) == len(timings)
+def test_the_data_paths_are_all_timed(tiny_config, tmp_path):
+    words = ["--cfg", str(tiny_config), "--batch", "4", "--device", "cpu", "--output", str(tmp_path)]
+    assert exit_code(loader.run, words) == 0
+    results = json.loads((tmp_path / "loader_cpu_tiny.json").read_text())["results"]
+    assert list(results) == [*loader.OURS][:3] + [f"timm, {steps.WORKERS} workers", "PIL, one core" + AGAIN]
+    assert results[loader.COUNTED]["bytes"] > 4 * 3 * 32 * 32
+    assert (tmp_path / "loader_cpu_tiny.md").read_text().count("\n| ") == len(results) + 2
 
 
 def test_the_same_images_are_found_equal_and_others_not():
@@ -182,12 +217,7 @@ def test_the_same_images_are_found_equal_and_others_not():
 def iter_images(shift, seed=0):
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield torch.randn(100, 3, 8, 8, generator=generator) * 0.5 + shift, None
-
-
-def test_small_models_have_small_traffic():
-    small_traffic = training_traffic(lambda: small("vit_tiny"), 4, (32, 32), 5)
-    assert 0 < small_traffic.total / 4 < RECORDED["ViT-Tiny"]["bytes"] / 50
+        yield torch.randn(100, 3, 8, 8, generator=generator) * 0.5 + shift
 
 
 def finals(*accuracies):

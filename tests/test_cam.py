@@ -1,6 +1,7 @@
 """tools.cam: pictures of one and two checkpoints, legible, and mistakes in one line."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from matplotlib.text import Text
 from tests.helpers_data import noise
 from tests.trained import config_of, untrained_checkpoint
 from tools.cam import __main__ as cam
-from tools.cam.draw import Band, Column, maps_figure, responses_figure, wrapped
+from tools.cam.__main__ import maps_figure, responses_figure, wrapped
 from tools.cam.maps import Response
 
 
@@ -86,12 +87,14 @@ def test_long_names_are_broken_into_lines():
 
 
 def test_letters_are_legible_and_bars_state_one_scale_per_pair():
-    column = Column("run/seed0", [torch.rand(8, 8, 3).numpy()] * 5, [torch.rand(8, 8)] * 5, ["said: cat (84.5%)"] * 5)
+    pictures, captions = [torch.rand(8, 8, 3).numpy()] * 5, ["said: cat (84.5%)"] * 5
+    column = SimpleNamespace(name="run/seed0", pictures=pictures, maps=torch.rand(5, 8, 8), captions=captions)
     figure = maps_figure(["true: cat"] * 5, [column, column], "Grad-CAM", (0, 1))
-    pairs = [Response(f"block {i}", torch.rand(4, 4), i * torch.rand(4, 4)) for i in (1, 2, 3)]
-    other = responses_figure(["true: cat"], [column.pictures[0]], [[Band("ours", "said: cat", pairs)]], "note")
+    pairs = [Response(f"block {i}", torch.rand(1, 4, 4), i * torch.rand(1, 4, 4)) for i in (1, 2, 3)]
+    column.maps = pairs
+    other = responses_figure(["true: cat"], [column], "note")
     for text in (*figure.findobj(Text), *other.findobj(Text)):
         assert text.get_fontsize() >= 10, text
     limits = [axes.images[0].get_clim() for axes in other.axes if axes.images][1:]
     tops = [float(max(pair.output.max(), pair.shortcut.max())) for pair in pairs]
-    assert [limit[1] for limit in limits] == pytest.approx(tops * 2)
+    assert [limit[1] for limit in limits] == pytest.approx([top for top in tops for _ in range(2)])

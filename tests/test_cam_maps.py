@@ -9,9 +9,8 @@ import models
 from models.shortcut import DWShortcut
 from tests.small import small
 from tests.trained import restless
-from tools.cam import rollout as cam_rollout
 from tools.cam.maps import grad_cam, shortcut_responses
-from tools.cam.rollout import attention_rollout
+from tools.cam.rollout import attention_rollout, token_shares
 from utils.errors import ConfigError, MismatchError
 
 FAMILIES = ("vit_tiny", "cait_xxs12", "swin_tiny", "swin_v2_tiny", "swin_mlp_tiny_c24", "dwnet_tiny", "cvt_13")
@@ -106,7 +105,7 @@ def test_timm_models(pool, shortcut):
     images = images_for("vit_tiny")
     assert grad_cam(model, images, predicted(model, images)).std(dim=(1, 2)).min() > 0.05
     assert attention_rollout(model, images).shape == (2, 4, 4)
-    torch.testing.assert_close(cam_rollout.timm_shares(model, images).sum(dim=1), torch.ones(2))
+    torch.testing.assert_close(token_shares(model, images).sum(dim=1), torch.ones(2))
     inputs = []
     for block in model.blocks:
         block.register_forward_hook(lambda module, args, out: inputs.append((args[0], out)))
@@ -166,7 +165,7 @@ def slow_stack(model, image):
 def test_rollout_of_vit_is_the_product_of_its_matrices(pool):
     model = model_of("vit_tiny", pool=pool, shortcut=KERNELS).double()
     images = images_for("vit_tiny").double()
-    found, rows = attention_rollout(model, images), cam_rollout.vit_shares(model, images)
+    found, rows = attention_rollout(model, images), token_shares(model, images)
     torch.testing.assert_close(rows.sum(dim=1), torch.ones(2).double())
     for image, share in zip(images, found, strict=True):
         product = slow_stack(model, image)[1]
@@ -178,7 +177,7 @@ def test_rollout_of_vit_is_the_product_of_its_matrices(pool):
 def test_rollout_of_cait_is_the_product_of_its_matrices(talking):
     model = model_of("cait_xxs12", talking_heads=talking, shortcut=KERNELS).double()
     images = images_for("cait_xxs12").double()
-    found, rows = attention_rollout(model, images), cam_rollout.cait_shares(model, images)
+    found, rows = attention_rollout(model, images), token_shares(model, images)
     torch.testing.assert_close(rows.sum(dim=1), torch.ones(2).double())
     for image, share in zip(images, found, strict=True):
         patches, inner = slow_stack(model, image)

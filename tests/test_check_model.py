@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from data import HostBatch
 from tests import check_subjects
 from tests.check_subjects import enter, only, subject
-from tools.check.cost import Measured, SavedBytes, check_cost, line, memory_finding, time_finding
+from tools.check.cost import Measured, check_cost, line, memory_finding, saved_bytes, time_finding
 from tools.check.model import one_of_each
 from tools.check.recipe import mixed_rows, restored, shares_text
 from tools.check.resume import differences
@@ -145,7 +146,7 @@ def test_mixing_weights_leave_the_label_smoothing_out(tmp_path):
     rows = mixed_rows(that.mixing(that.config), images, targets, 0, names)
     assert len(rows) == 2
     for name, _, captions in rows:
-        _, soft = sharp(images.clone(), targets, key=(0, "mix", int(name.split()[-1]), 0, 0))
+        _, soft = sharp(HostBatch(images, targets), (0, "mix", int(name.split()[-1]), 0, 0), "cpu")
         assert [caption.split()[0] for caption in captions] == [names[label] for label in soft.argmax(1)]
         shown = [float(caption.split()[1]) for caption in captions]
         assert shown == pytest.approx(soft.max(1).values.tolist(), abs=0.006)
@@ -179,10 +180,7 @@ def test_cost(tmp_path):
 def test_kept_activations_are_counted_once():
     """Two linear layers with a ReLU keep the input and the ReLU's output; the parameters do not count."""
     layers = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.ReLU(), torch.nn.Linear(20, 5))
-    saved = SavedBytes(layers)
-    with saved:
-        layers(torch.randn(8, 10)).sum()
-    assert saved.bytes == 4 * 8 * (10 + 20)
+    assert saved_bytes(layers, lambda: layers(torch.randn(8, 10)).sum()) == 4 * 8 * (10 + 20)
 
 
 def test_line_through_the_last_two_points():
@@ -194,7 +192,7 @@ def test_line_through_the_last_two_points():
 def test_smaller_images_where_the_device_is_slow(tmp_path):
     that = subject(tmp_path, DATA__IMG_SIZE=64, **SOUND)
     that.seconds = 1e9
-    assert that.trial.size == that.trial.full
+    assert that.trial.size == that.img_size
     slow = subject(tmp_path, DATA__IMG_SIZE=64, **SOUND)
     slow.seconds = 1e-9
     assert slow.trial.size == (8, 8)

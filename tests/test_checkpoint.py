@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils import checkpoint
-from utils.errors import DataError, MissingError
+from utils.errors import DataError, MissingError, StorageError
 
 
 @pytest.fixture
@@ -61,6 +61,13 @@ def test_nothing_is_no_checkpoint_and_everything_damaged_is_an_error(saved):
         checkpoint.find_newest(path.parent, print)
 
 
+def test_the_newest_is_the_one_with_the_highest_step(saved):
+    path, payload = saved
+    checkpoint.save(path.with_name("epoch_3.pth"), payload, step=20)
+    checkpoint.save(path.with_name("previous.pth"), payload, step=4)
+    assert checkpoint.find_newest(path.parent, print)[0].name == "epoch_3.pth"
+
+
 def test_best_is_taken_when_nothing_else_is_whole(saved):
     path, payload = saved
     checkpoint.save(path.with_name("best.pth"), payload, step=10)
@@ -87,7 +94,7 @@ def test_a_failed_write_keeps_the_old_file(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(checkpoint.StorageError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         checkpoint.save(path, payload, step=14)
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from config import check, load_config
-from utils.cli import KEYS, build_parser, flag_overrides, parse_args
+from engine.command_line import FLAGS, build_parser, flag_overrides, parse_args
 from utils.errors import ConfigError
 
 CFG = ["--cfg", "configs/vit/vit_tiny_16_224_cifar10.yaml"]
@@ -128,11 +128,11 @@ def test_help_explains_every_flag_and_its_key(capsys):
         parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
-    assert all(flag in text and f"[{key}]" in text for flag, key in KEYS.items())
+    assert all(flag in text and f"[{key}]" in text for flags in FLAGS.values() for flag, (key, _) in flags.items())
     assert all(word in text for word in ("--opts", "--print-config", "examples:", "exit codes:", "torchrun", "130"))
 
 
 def test_usage_lists_every_flag():
     usage = build_parser().format_usage()
     others = ["--cfg", "--opts", "--eval", "--throughput", "--print-config", "--local-rank"]
-    assert all(flag in usage for flag in [*KEYS, *others])
+    assert all(flag in usage for flag in [*others, *(flag for flags in FLAGS.values() for flag in flags)])

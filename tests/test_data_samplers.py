@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.samplers import TrainBatches, epoch_order, eval_batches, most_eval_batches, stratified_split
+from data.samplers import EvalShare, TrainBatches, epoch_order, stratified_split
 from utils.errors import ConfigError, DataError
 
 
@@ -11,11 +11,12 @@ from utils.errors import ConfigError, DataError
 def test_evaluation_reads_every_image_once(world_size):
     for size in range(1, 65):
         for batch_size in range(1, 17):
-            shares = [eval_batches(size, batch_size, rank, world_size) for rank in range(world_size)]
+            loaders = [EvalShare(size, batch_size, rank, world_size) for rank in range(world_size)]
+            shares = [loader.plan for loader in loaders]
             read = [index for share in shares for batch in share for index in batch]
             assert sorted(read) == list(range(size))
             assert max(len(batch) for share in shares for batch in share) <= batch_size
-            assert most_eval_batches(size, batch_size, world_size) == max(map(len, shares))
+            assert {loader.batches for loader in loaders} == {max(map(len, shares))}
 
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch():

@@ -1,4 +1,4 @@
-"""data/transforms.py and data/randaugment.py: the recipe's steps, one resize at evaluation, posterize on any Pillow."""
+"""data/transforms.py: the recipe's steps, one resize at evaluation, posterize on any Pillow."""
 
 import random
 
@@ -9,8 +9,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms as T
 
-from data.randaugment import posterize
-from data.transforms import EvalTransform, TrainTransform
+from data.transforms import EvalTransform, TrainTransform, posterize
 from tests.helpers_data import noise
 from utils.errors import ConfigError
 from utils.seed import seeded
@@ -168,13 +167,6 @@ def test_30000_augmented_images_raise_nothing():
 def test_unknown_augmentation_strings_are_refused(text):
     with pytest.raises(ConfigError, match="AUG.AUTO_AUGMENT"):
         train_transform(32, auto_augment=text)
-
-
-def test_unknown_choices_are_refused():
-    with pytest.raises(ConfigError, match="DATA.INTERPOLATION.*did you mean bicubic"):
-        train_transform(32, interpolation="bicubik")
-    with pytest.raises(ConfigError, match="AUG.CROP"):
-        train_transform(32, crop="centre")
 
 
 def test_description_says_what_is_active_and_what_is_not():

@@ -5,8 +5,9 @@ import zipfile
 import pytest
 import torch
 
-from data import Request, build_data, create
-from tests.helpers_data import class_folders, silent, small_config, zip_of_folders
+from data import Request, create
+from tasks.classification.data import build_data
+from tests.helpers_data import alone, class_folders, finished, silent, small_config, zip_of_folders
 from utils.errors import ConfigError, DataError, MissingError
 
 CLASSES = ("ant", "bee", "cat")
@@ -22,8 +23,8 @@ def batches(path, zip_mode, rank, world_size, workers=0, cache="no"):
     config = small_config(
         "imagenet", path, batch_size=2, workers=workers, DATA__ZIP_MODE=zip_mode, DATA__CACHE_MODE=cache
     )
-    data = build_data(config, rank, world_size, log=silent)
-    return [*data.train.epoch(1), *data.val], data.train.batches_per_epoch
+    data = build_data(config, alone(rank, world_size), silent)
+    return [*finished(data.train.epoch(1)), *data.val], data.train.batches_per_epoch
 
 
 @pytest.mark.parametrize("cache", ["no", "full", "part"])
@@ -52,7 +53,7 @@ def test_part_keeps_the_share_of_the_process_in_memory(both):
 
 
 def test_handles_are_not_inherited(both, monkeypatch):
-    reader = create("imagenet", Request(path=str(both[1]), zip_mode=True)).train.reader
+    reader = create("imagenet", Request(path=str(both[1]), zip_mode=True)).train
     reader.read(0)
     first = reader.handle
     monkeypatch.setattr("os.getpid", lambda: -1)  # as in a forked worker

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import models
+from models.base import Staged
 from models.dense import DenseFeatures
 from models.layers import pad_to_multiple
-from models.mixers import WindowAttention, WindowMLP
-from models.staged import Staged
+from models.windows import WindowAttention, WindowMLP
 from tests.small import small, small_sizes
 from tests.test_timm_registry import FAMILIES
 from utils.errors import ConfigError

@@ -1,4 +1,4 @@
-"""data/device/cache.py and store.py: decoded once, by one of several processes, whatever happens to the file."""
+"""data/device/store.py: decoded once, by one of several processes, whatever happens to the file."""
 
 import contextlib
 import errno
@@ -7,20 +7,21 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from data.base import ArrayImages, ImageDataset, Subset, ignore
-from data.device import cache, store
-from data.device.cache import PixelFile, cache_file, read_pixels
-from data.device.store import NotResident, load_store, part_of, probe, replacements
-from data.folders import FolderImages, read_part
-from data.zip_folder import zip_sources
+from data.datasets.folders import FolderImages, read_part
+from data.datasets.registry import Request, create
+from data.device import store
+from data.device.store import NotResident, cache_file, load_store, part_of, probe, read_pixels
 from tests.helpers_data import class_folders, noise, silent, zip_of_folders
 from tests.helpers_device import to_tensor
 from utils.errors import DataError, StorageError
+from utils.files import temporary_files
 
 OPTIONS = {"num_workers": 0, "timeout": 60, "pin_memory": False, "log": silent}
 
@@ -33,7 +34,8 @@ def images(tmp_path):
 
 def load(images, folder, skip_bad=False, **options):
     size = probe(images)
-    return load_store(images, size, skip_bad, str(folder), torch.device("cpu"), {**OPTIONS, **options})
+    store = load_store(images, size, skip_bad, str(folder), torch.device("cpu"), {**OPTIONS, **options})
+    return SimpleNamespace(pixels=store[0], bad=store[1])
 
 
 def originals(images):
@@ -99,35 +101,33 @@ def test_a_damaged_file_is_rebuilt(images, tmp_path, damage):
     load(images, tmp_path)
     path, lines = cache_file(tmp_path, images), []
     path.write_bytes(damage(path.read_bytes()))
-    assert read_pixels(path, 12) is None
+    assert read_pixels(path, (12, 3, 8, 8)) is None
     assert torch.equal(load(images, tmp_path, log=lines.append).pixels, originals(images))
     assert "damaged, decoding again" in lines[0]
-    assert read_pixels(path, 12) is not None
-    assert read_pixels(path, 11) is None
+    assert read_pixels(path, (12, 3, 8, 8)) is not None
+    assert read_pixels(path, (11, 3, 8, 8)) is None
 
 
 def test_nothing_half_written_is_left(images, tmp_path):
     path = cache_file(tmp_path, images)
 
     def interrupted():
-        with PixelFile(path, (12, 3, 8, 8)) as file:
-            file.add(np.zeros((3, 3, 8, 8), np.uint8))
-            raise KeyboardInterrupt
+        yield np.zeros((3, 3, 8, 8), np.uint8), {}
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(tmp_path.glob("*.npy")) == list(tmp_path.glob("*.tmp")) == []
-    path.with_suffix(".tmp").write_bytes(b"left by a process that was killed")
+        store.write_pixels(path, (12, 3, 8, 8), interrupted())
+    assert [entry for entry in tmp_path.iterdir() if entry.is_file()] == []
+    (tmp_path / f".{path.stem}.tmp.npy").write_bytes(b"left by a process that was killed" * 1000)
     assert torch.equal(load(images, tmp_path).pixels, originals(images))
-    assert not path.with_suffix(".tmp").exists()
+    assert temporary_files(tmp_path) == []
 
 
 def test_a_full_disk_is_one_line(images, tmp_path, monkeypatch):
-    def full(self, pixels):
-        with cache.io_errors(self.path, "written"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(PixelFile, "add", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left on device.*DATA.PIXEL_CACHE"):
         load(images, tmp_path)
     assert list(tmp_path.glob("*.npy")) == []
@@ -149,7 +149,7 @@ def test_a_whole_file_is_read_where_nothing_can_be_written(images, tmp_path):
 
 
 def test_a_disk_that_forgets_is_one_line(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "read_pixels", lambda path, size: None)
+    monkeypatch.setattr(store, "read_pixels", lambda path, shape: None)
     with pytest.raises(StorageError, match="reads back otherwise"):
         load(images, tmp_path)
 
@@ -165,7 +165,7 @@ class Slow(FolderImages):
 def loaded_in_child(images, folder, queue):
     lines = []
     found = load(images, folder, log=lines.append)
-    queue.put((int(found.pixels.long().sum()), [line.split(": ")[1] for line in lines]))
+    queue.put((os.getpid(), int(found.pixels.long().sum()), [line.split(": ")[1] for line in lines]))
 
 
 def test_one_of_several_processes_decodes(images, tmp_path):
@@ -178,18 +178,18 @@ def test_one_of_several_processes_decodes(images, tmp_path):
     results = [queue.get(timeout=30) for _ in processes]
     for process in processes:
         process.join()
-    assert {total for total, _ in results} == {int(originals(images).long().sum())}
-    said = [line for _, lines in results for line in lines]
-    assert sum(line.startswith("decoding once") for line in said) == 1
-    assert "waiting for another process that decodes or checks it" in said
+    assert {total for _, total, _ in results} == {int(originals(images).long().sum())}
+    (decoder,) = [number for number, _, lines in results if any(line.startswith("decoding once") for line in lines)]
+    assert any(f"waiting for process {decoder} on" in line for _, _, lines in results for line in lines)
 
 
 def test_zip_files_have_a_cache_too(tmp_path):
     folders = class_folders(tmp_path / "set")
     target = zip_of_folders(folders, tmp_path / "zip", ("ant", "bee", "cat"))
-    images = zip_sources("imagenet", str(target), "no", 0, 1).train
+    sources = create("imagenet", Request(path=str(target), zip_mode=True, cache_mode="no"))
+    images = sources.train
     assert torch.equal(load(images, tmp_path / "cache").pixels, originals(images))
-    assert cache_file("", images) != cache_file("", zip_sources("imagenet", str(target), "no", 0, 1).val)
+    assert cache_file("", images) != cache_file("", sources.val)
 
 
 def test_images_in_memory_need_no_file(tmp_path):
@@ -198,7 +198,7 @@ def test_images_in_memory_need_no_file(tmp_path):
     found = load(images, tmp_path / "cache")
     assert torch.equal(found.pixels, originals(images))
     assert not (tmp_path / "cache").exists()
-    part = part_of(found, Subset(Subset(images, [4, 2, 0]), [2, 0]), False, silent)
+    part = part_of(found.pixels, found.bad, Subset(Subset(images, [4, 2, 0]), [2, 0]), False, silent)
     assert part.rows.tolist() == [0, 4]
     assert part.labels.tolist() == [0, 1]
 
@@ -237,12 +237,12 @@ def test_a_bad_image_is_an_error_or_replaced(images, tmp_path):
     found, lines = load(images, tmp_path, skip_bad=True), []
     assert sorted(found.bad) == [3, 4, 11]
     assert load(images, tmp_path, skip_bad=True).bad == found.bad  # from the file
-    part = part_of(found, images, True, lines.append)
+    part = part_of(found.pixels, found.bad, images, True, lines.append)
     assert part.rows.tolist() == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 0]
     assert part.labels.tolist() == images.labels[part.rows.numpy()].tolist()
     assert [line.count("left out") for line in lines] == [1, 1, 1]
     with pytest.raises(DataError, match="empty file"):
-        part_of(found, images, False, silent)
+        part_of(found.pixels, found.bad, images, False, silent)
 
 
 def test_too_many_bad_images_are_an_error():
@@ -250,11 +250,6 @@ def test_too_many_bad_images_are_an_error():
         def __init__(self):
             super().__init__([0] * 30)
 
-    broken = store.PixelStore(torch.zeros(30, 3, 2, 2, dtype=torch.uint8), dict.fromkeys(range(11), "broken"))
+    broken = torch.zeros(30, 3, 2, 2, dtype=torch.uint8), dict.fromkeys(range(11), "broken")
     with pytest.raises(DataError, match="more than 10 bad training images"):
-        part_of(broken, Labels(), True, silent)
-
-
-def test_replacements_go_round():
-    good = np.array([False, True, False, False, True, False])
-    assert replacements(good).tolist() == [1, 1, 4, 4, 4, 1]
+        part_of(*broken, Labels(), True, silent)

@@ -16,7 +16,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation as TimmCrop
 from torchvision import transforms as T
 
 from data.device.draws import central_window
-from data.device.ops import LEVELS, Op
+from data.device.layers import LEVELS, magnitude
+from data.device.pillow import Op
 from tests.helpers_device import drawn, recipe_of
 
 COUNT = 4000
@@ -181,7 +182,7 @@ def test_magnitudes(policy):
     seed(5)
     for _ in range(5 * COUNT):
         op(image)
-    ours = recipe.stages[0].choices[0].level(torch.rand(5 * COUNT, 6, dtype=torch.float64))
+    ours = magnitude(recipe.stages[0].choices[0][0], torch.rand(5 * COUNT, 6, dtype=torch.float64))
     assert same(ours, theirs) > SMALLEST_P
     for edge in (0.0, 10.0, 16.0):
         assert same(ours == edge, np.array(theirs) == edge) > SMALLEST_P

@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from config import to_plain
-from data import build_data
-from data.build import Pipelines
-from data.device import loader
+from data.datasets.folders import read_part
+from data.device import build as loaders
+from data.device.build import CroppedSamples, DeviceLoaders
 from data.device.draws import draw, philox_key
 from data.device.recipe import read_recipe
-from data.device.streamed import CroppedSamples
-from data.folders import read_part
+from data.pipelines import CpuLoaders, choose_pipeline
 from data.transforms import TrainTransform
-from tests.helpers_data import class_folders, noise, silent, small_config
+from engine.resume import check_same_run
+from tasks.classification.data import build_data, reading_of
+from tests.helpers_data import alone, assert_equal, class_folders, finished, noise, silent, small_config
 from tests.helpers_device import MEAN, STD, augmented_by_pil, to_tensor
 from tests.launch import run
 from tests.tiny import arguments, differences, final_state, write_config
 from utils.distributed import World
 from utils.errors import ConfigError, MismatchError
-from utils.training_state import check_same_run
 
 FAKE = "fake:train=50,val=13,classes=3"
 FORMS = {"resident": 8.0, "streamed": 0.0}  # DATA.DEVICE_BUDGET
@@ -29,48 +29,45 @@ FORMS = {"resident": 8.0, "streamed": 0.0}  # DATA.DEVICE_BUDGET
 def build(form="resident", dataset=FAKE, rank=0, world_size=1, log=silent, path="", **keys):
     keys = {"size": 12, "DATA__PIPELINE": "device", "AUG__RESIZE_FIRST": True, **keys}
     config = small_config(dataset, path, DATA__DEVICE_BUDGET=FORMS[form], **keys)
-    return build_data(config, rank, world_size, log=log)
-
-
-def assert_equal(found, expected):
-    assert len(found) == len(expected) > 0
-    for (a, b), (c, d) in zip(found, expected, strict=True):
-        assert torch.equal(a, c)
-        assert torch.equal(b, d)
+    return build_data(config, alone(rank, world_size), log)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_epoch_can_begin_anywhere(form, monkeypatch):
-    monkeypatch.setattr(loader, "CHUNK", 12)  # three batches
+    monkeypatch.setattr(loaders, "CHUNK", 12)  # three batches
     data = build(form)
-    whole = list(data.train.epoch(1))
+    whole = finished(data.train.epoch(1))
     assert data.train.batches_per_epoch == len(whole) == 12
     for start in (1, 3, 7, 11):
-        assert_equal(list(data.train.epoch(1, start)), whole[start:])
+        assert_equal(finished(data.train.epoch(1, start)), whole[start:])
     assert list(data.train.epoch(1, 12)) == []
     with pytest.raises(ValueError, match="start 13"):
         list(data.train.epoch(1, 13))
     next(data.train.epoch(0))  # an abandoned epoch
-    monkeypatch.setattr(loader, "CHUNK", 4096)
-    assert_equal(list(build(form).train.epoch(1)), whole)
-    assert not torch.equal(next(data.train.epoch(2))[0], whole[0][0])
+    monkeypatch.setattr(loaders, "CHUNK", 4096)
+    assert_equal(finished(build(form).train.epoch(1)), whole)
+    assert not torch.equal(next(data.train.epoch(2)).finish(), whole[0][0])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_order_and_labels_are_those_of_the_cpu_path(form):
     data, cpu = build(form), build(form, DATA__PIPELINE="cpu")
     for epoch in (0, 3):
-        labels = [[labels.tolist() for _, labels in part.train.epoch(epoch)] for part in (data, cpu)]
+        labels = [[batch.labels.tolist() for batch in part.train.epoch(epoch)] for part in (data, cpu)]
         assert labels[0] == labels[1]
-    images, labels = next(data.train.epoch(0))
-    assert (images.shape, images.dtype, labels.dtype) == ((4, 3, 12, 12), torch.float32, torch.int64)
+    batch = next(data.train.epoch(0))
+    assert (batch.shape, len(batch), batch.labels.dtype) == ((4, 3, 12, 12), 4, torch.int64)
+    assert (batch.finish().shape, batch.finish().dtype) == (batch.shape, torch.float32)
+    assert batch.finish(dtype=torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="images on cpu are finished there, not on meta"):
+        batch.finish(device="meta")
     assert data.train.samples.images is not None
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_two_ranks_see_the_global_batches_of_one(form):
-    one = list(build(form, batch_size=8).train.epoch(1))
-    two = [list(build(form, rank=rank, world_size=2).train.epoch(1)) for rank in (0, 1)]
+    one = finished(build(form, batch_size=8).train.epoch(1))
+    two = [finished(build(form, rank=rank, world_size=2).train.epoch(1)) for rank in (0, 1)]
     joined = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(*two, strict=True)]
     assert_equal(joined, one)
 
@@ -88,7 +85,7 @@ def test_two_ranks_see_the_global_batches_of_one(form):
 def test_both_forms_give_the_same_images(keys, tmp_path):
     root = class_folders(tmp_path / "set", size=(9, 9))
     both = [build(form, "imagefolder", path=root, DATA__PIXEL_CACHE=str(tmp_path), **keys) for form in FORMS]
-    assert_equal(*(list(data.train.epoch(2)) for data in both))
+    assert_equal(*(finished(data.train.epoch(2)) for data in both))
     for part in ("val", "test"):
         if getattr(both[0], part):
             assert_equal(*(list(getattr(data, part)) for data in both))
@@ -126,13 +123,13 @@ def test_evaluation_equals_the_cpu_path(form, world_size, tmp_path):
 
 
 def test_evaluation_alone_builds_no_training_data():
-    data = build_data(small_config(FAKE, DATA__PIPELINE="device"), log=silent, train=False)
+    data = build_data(small_config(FAKE, DATA__PIPELINE="device"), alone(), silent, training=False)
     assert data.train is None
     assert sum(len(labels) for _, labels in data.val) == 13
 
 
 def test_auto_leaves_cpus_alone():
-    data = build_data(small_config(FAKE), log=silent)
+    data = build_data(small_config(FAKE), alone(), silent)
     assert type(data.train).__name__ == "TrainLoader"
     assert "pipeline: cpu (auto takes the device path on CUDA, this is cpu)" in data.description
 
@@ -143,8 +140,6 @@ def test_what_the_device_does_not_do_is_refused_or_left_to_the_cpu():
     assert caught.value.line() == (
         "error[config] DATA.PIPELINE: 'device', but it has no AugMixAugment; use cpu or auto"
     )
-    with pytest.raises(ConfigError, match="DATA.PIPELINE: 'gpu', but one of auto, cpu, device"):
-        build(DATA__PIPELINE="gpu")
     with pytest.raises(ConfigError, match="AUGMENT_IMPL: 'triton', but operations"):
         build(AUG__AUTO_AUGMENT="3a", DATA__AUGMENT_IMPL="triton")
 
@@ -152,17 +147,19 @@ def test_what_the_device_does_not_do_is_refused_or_left_to_the_cpu():
 def test_auto_says_what_it_chose(monkeypatch):
     """On CUDA; the loaders themselves are not built here."""
     cpu = build(DATA__PIPELINE="cpu")
-    config = small_config(FAKE, AUG__AUTO_AUGMENT="augmix-m3", size=12)
     parts = {"train": cpu.train.samples.images, "val": cpu.val.samples.images}
     transforms = TrainTransform(12, MEAN, STD, auto_augment="augmix-m3"), cpu.val.samples.transform
-    options = {"num_workers": 0, "timeout": 0, "pin_memory": False, "log": silent}
-    pipelines = Pipelines(config, parts, transforms, True, 0, 1, options)
-    pipeline, loaders, lines = pipelines.choose(torch.device("cuda"))
+    on_cpu = CpuLoaders(reading_of(small_config(FAKE), alone(), silent))
+    on_device = DeviceLoaders(on_cpu.reading, torch.device("cuda"), 8.0, "", "auto")
+    pipeline, loaders, lines = choose_pipeline("auto", parts, transforms, on_cpu, on_device)
     assert pipeline == "cpu"
     assert lines == ["pipeline: cpu (auto: the device path has no AugMixAugment)"]
     assert type(loaders["train"]).__name__ == "TrainLoader"
-    monkeypatch.setattr(Pipelines, "on_device", lambda self, device: ({}, ["on it"]))
-    assert pipelines.choose(torch.device("cuda")) == ("device", {}, ["pipeline: device (auto)", "on it"])
+    monkeypatch.setattr(on_device, "train", lambda *_: on_device.lines.append("on it"))
+    monkeypatch.setattr(on_device, "evaluation", lambda *_: None)
+    pipeline, loaders, lines = choose_pipeline("auto", parts, transforms, on_cpu, on_device)
+    assert (pipeline, lines) == ("device", ["pipeline: device (auto)", "on it"])
+    assert loaders == {"train": None, "val": None}
 
 
 def test_auto_that_chooses_otherwise_is_noticed_on_resume():
@@ -185,14 +182,12 @@ def test_triton_kernels_give_the_same_batches():
     keys = {"dataset": "fake:train=6,val=3,classes=3", "batch_size": 6, "AUG__AUTO_AUGMENT": "rand-m9-mstd0.5-inc1"}
     data = [build(DATA__AUGMENT_IMPL=name, **keys) for name in ("torch", "triton")]
     assert any(line.endswith("by triton") for line in data[1].description)
-    pairs = zip(*(part.train.to_mix(0) for part in data), strict=True)
-    for (images, _), (others, _) in pairs:
-        difference = (images.pixels.int() - others.pixels.int()).abs()
+    for batch, other in zip(*(part.train.epoch(0) for part in data), strict=True):
+        difference = (batch.pixels.int() - other.pixels.int()).abs()
         assert difference.max() <= 1
         assert (difference > 0).double().mean() <= 0.06
-        assert torch.allclose(
-            others.finish(), images.implementation.finish(others.pixels, others.draws, others.recipe), atol=1e-5
-        )
+        same = batch.implementation.finish(other.pixels, other.draws, other.recipe)
+        assert torch.allclose(other.finish(), same, atol=1e-5)
 
 
 def test_a_run_is_resumed_bit_for_bit(tmp_path):

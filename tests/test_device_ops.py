@@ -9,11 +9,9 @@ from timm.data.auto_augment import AugmentOp
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from data.device import reference
-from data.device.layers import Choice
-from data.device.ops import AFFINE, LEVELS, Op, affine_matrices
-from data.device.resample import resize, resize_windows
-from data.randaugment import posterize
+from data.device.layers import LEVELS, draw_operation
+from data.device.pillow import AFFINE, Op, affine_matrices, apply, resize, resize_windows
+from data.transforms import posterize
 from tests.helpers_device import PIL_OPS, RESAMPLE, recipe_of, sample_images, to_pil, to_tensor
 
 SIZE = (29, 36)
@@ -45,7 +43,7 @@ def test_operation_equals_pil(op, affine_filter):
     for value in VALUES[op]:
         values = torch.full((len(images),), float(value), dtype=torch.float64)
         matrix = affine_matrices(torch.full((len(images),), int(op)), values, *SIZE)
-        found = reference.apply(op, images, values.float(), matrix, recipe)
+        found = apply(op, images, values.float(), matrix, recipe)
         expected = torch.stack([to_tensor(PIL_OPS[op](to_pil(image), value, how)) for image in images])
         assert torch.equal(found, expected), (value, (found.int() - expected.int()).abs().max())
 
@@ -57,7 +55,7 @@ def test_tiny_images(op, size):
     images, value = sample_images(5, size), 0.7
     values = torch.full((5,), value, dtype=torch.float64)
     matrix = affine_matrices(torch.full((5,), int(op)), values, *size)
-    found = reference.apply(op, images, values.float(), matrix, recipe)
+    found = apply(op, images, values.float(), matrix, recipe)
     how = {"fillcolor": recipe.fill, "resample": RESAMPLE["bicubic"]}
     assert torch.equal(found, torch.stack([to_tensor(PIL_OPS[op](to_pil(image), value, how)) for image in images]))
 
@@ -76,11 +74,11 @@ def test_magnitudes_are_those_of_timm(name, magnitude, monkeypatch):
         monkeypatch.setattr("random.uniform", lambda low, high, extra=extra: low + (high - low) * extra)
         expected = to_tensor(op(to_pil(image[0])))
         numbers = torch.tensor([[0.0, 0.0, 0.5, 0.5, 0.2 if sign > 0 else 0.7, extra]], dtype=torch.float64)
-        number, value = Choice.of(op).draw(numbers, size)
+        number, value = draw_operation(op, numbers, size)
         _, recipe = recipe_of(size, size)
         recipe = replace(recipe, fill=(1, 2, 3))
         matrix = affine_matrices(number, value, *size)
-        assert torch.equal(reference.apply(Op(int(number)), image, value.float(), matrix, recipe)[0], expected)
+        assert torch.equal(apply(Op(int(number)), image, value.float(), matrix, recipe)[0], expected)
 
 
 def test_every_operation_of_timm_is_known():

@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 from torchvision import transforms as T
 
-from data.device import reference
-from data.device.draws import NOISE
-from data.device.implementation import TorchAugment, choose_implementation
-from data.device.random import normals
+from data.device import augment as plain
+from data.device.augment import evaluate
+from data.device.build import choose_implementation
+from data.device.draws import NOISE, normals
 from data.device.recipe import Unsupported, read_recipe
+from data.loaders import HostBatch
 from data.mixing import Mixing
 from data.transforms import EvalTransform, TrainTransform
 from tests.helpers_device import (
@@ -50,7 +51,7 @@ def test_pixels_equal_those_of_pil(name):
     _, recipe = recipe_of(stored, size, **keys)
     count = 15 if size == 224 else 100
     images, draws = sample_images(count, stored), drawn(recipe, count)
-    found = reference.augment(images, torch.arange(count), draws, recipe)
+    found = plain.augment(images, torch.arange(count), draws, recipe)
     expected = torch.stack([augmented_by_pil(images[i], draws, recipe, i) for i in range(count)])
     assert found.shape[2:] == recipe.size
     assert torch.equal(found, expected)
@@ -59,11 +60,11 @@ def test_pixels_equal_those_of_pil(name):
 def test_rows_and_batches_do_not_matter():
     _, recipe = recipe_of((16, 16), 32)
     images, draws = sample_images(40, (16, 16)), drawn(recipe, 40)
-    whole = TorchAugment.augment(images, torch.arange(40), draws, recipe)
+    whole = plain.augment(images, torch.arange(40), draws, recipe)
     few = draws.part(10, 17)
-    assert torch.equal(TorchAugment.augment(images, few.index, few, recipe), whole[10:17])
-    finished = TorchAugment.finish(whole, draws, recipe)
-    assert torch.equal(TorchAugment.finish(whole[10:17], few, recipe), finished[10:17])
+    assert torch.equal(plain.augment(images, few.index, few, recipe), whole[10:17])
+    finished = plain.finish(whole, draws, recipe)
+    assert torch.equal(plain.finish(whole[10:17], few, recipe), finished[10:17])
 
 
 @pytest.mark.parametrize("mode", ["pixel", "rand", "const"])
@@ -71,7 +72,7 @@ def test_rows_and_batches_do_not_matter():
 def test_finish_by_hand(mode, count):
     _, recipe = recipe_of((16, 16), (16, 20), reprob=0.7, remode=mode, recount=count)
     pixels, draws = sample_images(8, (16, 20)), drawn(recipe, 8, epoch=2)
-    found = reference.finish(pixels, draws, recipe)
+    found = plain.finish(pixels, draws, recipe)
     normalise = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
     erased = 0
     for image in range(8):
@@ -95,9 +96,10 @@ def test_mixing_on_the_way_equals_mixing_afterwards(mode):
     mixing = Mixing(5, mixup=0.8, cutmix=1.0, mode=mode)
     for key in range(6):
         plan = mixing.plan((8, 3, 16, 16), (key,))
-        images, targets = mixing(reference.finish(pixels, draws, recipe), torch.arange(8) % 5, (key,))
-        assert torch.equal(reference.finish(pixels, draws, recipe, plan), images)
-        assert torch.equal(mixing.targets(torch.arange(8) % 5, plan), targets)
+        batch = HostBatch(plain.finish(pixels, draws, recipe), torch.arange(8) % 5)
+        images, targets = mixing(batch, (key,), "cpu")
+        assert torch.equal(plain.finish(pixels, draws, recipe, plan), images)
+        assert torch.equal(mixing.targets(batch.labels, plan), targets)
 
 
 def test_mean_and_covariance_equal_those_of_the_cpu_path():
@@ -105,10 +107,10 @@ def test_mean_and_covariance_equal_those_of_the_cpu_path():
     count, image = 2000, sample_images(3, (16, 16))[2]
     transform, recipe = recipe_of((16, 16), 16, reprob=0.4)
     draws = drawn(recipe, count)
-    pixels = reference.augment(image[None], torch.zeros(count, dtype=torch.int64), draws, recipe)
+    pixels = plain.augment(image[None], torch.zeros(count, dtype=torch.int64), draws, recipe)
     with seeded("covariance"):
         theirs = torch.stack([transform(to_pil(image)) for _ in range(count)])
-    ours = reference.finish(pixels, draws, recipe)
+    ours = plain.finish(pixels, draws, recipe)
     blocks = [F.avg_pool2d(images, 4).flatten(1).double() for images in (ours, theirs)]
     centre = (blocks[0].mean(0) + blocks[1].mean(0)) / 2
     products = [((b - centre)[:, :, None] * (b - centre)[:, None]).flatten(1) for b in blocks]
@@ -128,7 +130,7 @@ def test_evaluation_equals_pil(stored, size, crop):
     """Bit for bit, resized or not: the bound of the difference is zero."""
     transform = EvalTransform(size, MEAN, STD, crop=crop)
     images = sample_images(6, stored)
-    found = TorchAugment.evaluate(images, torch.tensor([4, 0, 1, 2]), read_recipe(transform, stored))
+    found = evaluate(images, torch.tensor([4, 0, 1, 2]), read_recipe(transform, stored))
     assert torch.equal(found, torch.stack([transform(to_pil(images[i])) for i in (4, 0, 1, 2)]))
 
 
@@ -159,17 +161,17 @@ def test_the_recipe_says_what_the_cpu_pipeline_says():
     assert (recipe.scale, recipe.ratio, recipe.hflip, recipe.vflip) == ((0.3, 0.9), (0.8, 1.2), 0.5, 0.1)
     assert recipe.fill == tuple(round(255 * value) for value in MEAN)
     np.testing.assert_allclose((recipe.mean, recipe.std), (MEAN, STD), rtol=1e-6)
-    assert recipe.layers == 2
+    assert recipe.stages[0].count == 2
     assert len(recipe.ops) == 15
-    assert (recipe.erase.prob, recipe.erase.mode, recipe.erase.count) == (0.25, "pixel", (1, 1))
+    assert (recipe.erase.probability, recipe.erase.mode, recipe.erase.max_count) == (0.25, "pixel", 1)
 
 
 def test_the_implementation_is_chosen_by_name_and_device(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     _, recipe = recipe_of((32, 32), 32)
     cpu = torch.device("cpu")
-    assert choose_implementation("auto", cpu, recipe).name == "torch"
-    assert choose_implementation("torch", cpu, recipe).name == "torch"
+    assert choose_implementation("auto", cpu, recipe).NAME == "torch"
+    assert choose_implementation("torch", cpu, recipe).NAME == "torch"
     with pytest.raises(ConfigError, match=r"AUGMENT_IMPL: 'triton', but .*CUDA"):
         choose_implementation("triton", cpu, recipe)
 
@@ -178,9 +180,9 @@ def test_triton_is_refused_by_name_where_its_kernels_cannot():
     pytest.importorskip("triton")
     cuda = torch.device("cuda")
     _, recipe = recipe_of((32, 32), 32)
-    assert choose_implementation("auto", cuda, recipe).name == "triton"
+    assert choose_implementation("auto", cuda, recipe).NAME == "triton"
     _, recipe = recipe_of((32, 32), 32, auto_augment="3a")
-    assert choose_implementation("auto", cuda, recipe).name == "torch"
+    assert choose_implementation("auto", cuda, recipe).NAME == "torch"
     with pytest.raises(ConfigError, match="AUGMENT_IMPL: 'triton', but operations"):
         choose_implementation("triton", cuda, recipe)
 
@@ -188,8 +190,8 @@ def test_triton_is_refused_by_name_where_its_kernels_cannot():
 def test_images_of_another_draw_differ():
     _, recipe = recipe_of((16, 16), 32)
     images, rows = sample_images(20, (16, 16)), torch.arange(20)
-    first, second = (reference.augment(images, rows, drawn(recipe, 20, epoch), recipe) for epoch in (0, 1))
+    first, second = (plain.augment(images, rows, drawn(recipe, 20, epoch), recipe) for epoch in (0, 1))
     assert (first != second).flatten(1).any(1).sum() >= 15
     assert to_tensor(to_pil(first[0])).equal(first[0])
-    plain = replace(recipe, stages=(), erase=None)
-    assert len(drawn(plain, 20).op) == len(drawn(plain, 20).erase) == 0
+    bare = replace(recipe, stages=(), erase=None)
+    assert len(drawn(bare, 20).op) == len(drawn(bare, 20).erase) == 0

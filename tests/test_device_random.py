@@ -1,11 +1,10 @@
-"""data/device/random.py against the published vectors of Philox4x32-10, and as numbers."""
+"""data/device/draws.py against the published vectors of Philox4x32-10, and as numbers."""
 
 import pytest
 import torch
 from scipy import stats
 
-from data.device.draws import philox_key
-from data.device.random import normals, philox, uniforms
+from data.device.draws import normals, philox, philox_key, uniforms
 
 # Random123's kat_vectors: counter, key, result of philox4x32 with 10 rounds.
 ALL = 0xFFFFFFFF
@@ -76,7 +75,7 @@ def test_the_extreme_words_give_finite_normals(monkeypatch):
     """All bits 0 would be the logarithm of 0 without the step that is added."""
     for word in (0, ALL):
         words = [torch.full((2,), word)] * 4
-        monkeypatch.setattr("data.device.random.philox", lambda *_, words=words: words)
+        monkeypatch.setattr("data.device.draws.philox", lambda *_, words=words: words)
         assert torch.isfinite(normals(0, 0, torch.zeros(2), 0, 0)).all()
 
 

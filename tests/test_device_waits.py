@@ -7,10 +7,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.device import loader
+from data.device import augment as plain
+from data.device import build
+from data.device.augment import evaluate
+from data.device.build import PendingBatch
 from data.device.draws import AugmentDraws, philox_key
-from data.device.implementation import TorchAugment, TritonAugment
-from data.device.pending import PendingImages
 from data.mixing import Mixing
 from tests.helpers_device import drawn, recipe_of
 
@@ -60,9 +61,9 @@ def test_a_training_batch_waits_for_nothing(name, mode, request):
     store = torch.empty(20, 3, 16, 16, dtype=torch.uint8, device=CUDA)
     rows, labels = (torch.arange(20, device=CUDA) for _ in range(2))
     draws = draws.to(CUDA)
-    pixels = TorchAugment.augment(store, rows[draws.index], draws, recipe)
-    images = PendingImages(pixels, draws, recipe, TorchAugment())
-    images, targets = mixing(images, labels[draws.index], key=(mode,))
+    pixels = plain.augment(store, rows[draws.index], draws, recipe)
+    batch = PendingBatch(pixels, labels[draws.index], draws, recipe, plain)
+    images, targets = mixing(batch, (mode,), CUDA)
     assert images.device == targets.device == CUDA
     assert images.shape == (8, 3, *recipe.size)
     assert copies.waiting == []
@@ -72,7 +73,7 @@ def test_evaluation_waits_for_nothing(request):
     _, recipe = recipe_of((16, 16), 24, crop="none", auto_augment="", color_jitter=0.0, reprob=0.0)
     copies = request.getfixturevalue("watched")
     store = torch.empty(20, 3, 16, 16, dtype=torch.uint8, device=CUDA)
-    images = TorchAugment.evaluate(store, torch.arange(5, device=CUDA), recipe)
+    images = evaluate(store, torch.arange(5, device=CUDA), recipe)
     assert images.device == CUDA
     assert copies.waiting == []
 
@@ -84,8 +85,9 @@ def test_only_cuda_is_not_waited_for():
     store = torch.empty(20, 3, 16, 16, dtype=torch.uint8, device="meta")
     with Copies() as copies:
         draws = draws.to("meta")
-        pixels = TorchAugment.augment(store, draws.index, draws, recipe)
-        mixing(PendingImages(pixels, draws, recipe, TorchAugment()), torch.arange(8, device="meta"), key=(0,))
+        pixels = plain.augment(store, draws.index, draws, recipe)
+        batch = PendingBatch(pixels, torch.arange(8, device="meta"), draws, recipe, plain)
+        mixing(batch, (0,), "meta")
     assert copies.running == []
     assert len(copies.waiting) > 8
 
@@ -101,28 +103,31 @@ def test_a_wait_is_noticed(watched):
 
 def test_draws_are_copied_from_pinned_memory(monkeypatch):
     """Of other memory CUDA first makes a copy, for which it may finish everything that it was given before."""
-    monkeypatch.setattr(loader, "CHUNK", 8)
+    monkeypatch.setattr(build, "CHUNK", 8)
     pinned = []
     monkeypatch.setattr(AugmentDraws, "pinned", lambda draws: pinned.append(len(draws)) or draws)
     monkeypatch.setattr(AugmentDraws, "to", lambda draws, device: draws)
     _, recipe = recipe_of((16, 16), 16)
     batches = [[4 * number + place for place in range(4)] for number in range(5)]
     for device, expected in ((torch.device("cpu"), []), (CUDA, [4, 8, 8])):
-        found = list(loader.draws_ahead(recipe, philox_key(0), 0, batches, device))
+        found = list(build.draws_ahead(recipe, philox_key(0), 0, batches, device))
         assert [draws.index.tolist() for draws in found] == batches
         assert pinned == expected
 
 
 def test_kernels_are_launched_where_the_pixels_are(monkeypatch):
-    """Triton launches on the current device, whatever its arguments; empty batches launch nothing here."""
+    """Triton launches on the current device, whatever its arguments."""
     pytest.importorskip("triton")
+    from kernels import augment as fast
+
     entered = []
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor) or contextlib.nullcontext())
     _, recipe = recipe_of((8, 8), 8, reprob=1.0)
     draws = drawn(recipe, 4).part(0, 0)
     store = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    pixels = TritonAugment.augment(store, torch.zeros(0, dtype=torch.int64), draws, recipe)
-    assert entered[0] is store
-    assert len(entered) == 1 + recipe.layers
-    TritonAugment.finish(pixels, draws, recipe)
-    assert entered[-1] is pixels
+    fast.augment(store, torch.zeros(0, dtype=torch.int64), draws, recipe)
+    assert entered == [store]
+    pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    fast.finish(pixels, drawn(recipe, 1), recipe)
+    assert len(entered) == 2
+    assert entered[1] is pixels

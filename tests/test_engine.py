@@ -7,37 +7,40 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from data import mixing as mixup
-from engine import (
-    EvalResult,
-    LossModel,
-    Progress,
-    StepSettings,
-    TrainState,
-    evaluate,
-    micro_loss,
-    steps_per_epoch,
-    train_one_epoch,
-)
+from config import default_config
+from data import HostBatch, Mixing
+from engine.epoch import EpochMonitor, steps_per_epoch, train_one_epoch
+from engine.evaluate import evaluate
+from engine.run import Run
+from engine.step import Progress, StepRecord, StepSettings, TrainState, micro_losses
+from engine.sync import RunningStatistics, StepSync
 from lr_scheduler import Schedule
-from utils.batchnorm import RunningStatistics
+from tasks.classification import Accuracy, Learner
+from tools.shared.steps import GivenTask
 from utils.distributed import World
 from utils.errors import NonFiniteError
-from utils.step_sync import StepSync
+from utils.signals import Wishes
 
 CPU = torch.device("cpu")
 WORLD = World(CPU)
-NO_WISHES = [0.0, 0.0, 0.0, 0.0]
 SILENT = SimpleNamespace(progress=lambda *_: None, warning=lambda *_: None)
+UNASKED = SimpleNamespace(requested=None)
 
 
-class Mixing:
-    """No mixing, plain cross-entropy."""
+class Plain:
+    """Classification without mixing, plain cross-entropy, of batches (images, labels)."""
 
-    criterion = nn.CrossEntropyLoss()
+    def learner(self, model):
+        return Learner(model, nn.CrossEntropyLoss())
 
-    def __call__(self, images, targets, key, dtype):
-        return images.to(dtype or images.dtype), targets
+    def inputs(self, batch, key, device, dtype):
+        return batch
+
+    def size(self, batch):
+        return len(batch[0])
+
+    def meter(self, device):
+        return Accuracy(device)
 
 
 class Batches:
@@ -47,7 +50,7 @@ class Batches:
         self.batches = batches
         self.batches_per_epoch = len(batches)
 
-    def to_mix(self, _epoch, start=0):
+    def epoch(self, _epoch, start=0):
         return iter(self.batches[start:])
 
 
@@ -61,7 +64,7 @@ def make_state(model, total_steps=100, lr=0.1):
     statistics = RunningStatistics(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     schedule = Schedule("constant", base_lr=lr, total_steps=total_steps)
-    runner = LossModel(model, Mixing.criterion)
+    runner = Plain().learner(model)
     return TrainState(model, runner, optimizer, schedule, statistics, StepSync(WORLD, statistics, True))
 
 
@@ -70,19 +73,9 @@ def make_batches(count, size):
     return [(torch.randn(size, 3, 2, 2), torch.randint(0, 3, (size,))) for _ in range(count)]
 
 
-def train(state, batches, epoch=0, wishes=lambda: NO_WISHES, save=lambda: None, **settings):
-    return train_one_epoch(
-        state,
-        Batches(batches),
-        Mixing(),
-        epoch,
-        settings=StepSettings(**settings),
-        world=WORLD,
-        log=SILENT,
-        wishes=wishes,
-        epochs=1,
-        save=save,
-    )
+def train(state, batches, epoch=0, wishes=Wishes, save=lambda: None, **settings):
+    session = SimpleNamespace(log=SILENT, wishes=wishes, save_last=save)
+    return train_one_epoch(state, Plain(), Batches(batches), epoch, StepSettings(WORLD, **settings), session)
 
 
 def test_accumulation_equals_the_large_batch():
@@ -176,54 +169,143 @@ def test_float16_overflow_lowers_the_scale_instead_of_stopping():
     assert state.scaler.get_scale() == pytest.approx(1.5e38)
 
 
+def test_a_checkpoint_is_wished_for_after_every_third_step():
+    config = default_config()
+    config.SAVE.STEPS = 3
+    start = SimpleNamespace(config=config, world=WORLD, stop=UNASKED)
+    wished = []
+    for step in range(7):
+        start.state = SimpleNamespace(progress=Progress(step=step))  # steps done before the one that asks
+        wished.append(Run.wishes(start).save)
+    assert wished == [False, False, True, False, False, True, False]
+
+
 def test_a_wish_for_a_checkpoint_is_granted_after_that_step():
     state, saved = make_state(small_model()), []
     train(
         state,
         make_batches(5, 4),
-        wishes=lambda: [0.0, 0.0, 0.0, float(state.progress.step == 2)],
+        wishes=lambda: Wishes(save=state.progress.step == 2),
         save=lambda: saved.append((state.progress.step, state.progress.loss_count)),
     )
     assert saved == [(3, 3)]
 
 
+def test_dropout_differs_by_step_micro_batch_and_rank_and_by_nothing_else():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3))
+    state, (batch,) = make_state(model), make_batches(1, 4)
+
+    def losses():
+        worlds = [World(CPU, rank=rank, size=2) for rank in (0, 1)]
+        places = [(step, micro) for step in (0, 1) for micro in (0, 1)]
+        return [
+            micro_losses(state, Plain(), StepSettings(world), place, batch, state.runner)[0].item()
+            for world in worlds
+            for place in places
+        ]
+
+    assert len(set(losses())) == 8
+    assert losses() == losses()
+
+
+def test_ranks_agree_on_mean_losses_summed_flags_and_mean_statistics(monkeypatch):
+    other = torch.tensor([4.0, 0.5, 1.0, 0.0, 3.0, 5.0])  # of the other rank: two losses, two flags, two statistics
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda packet: packet.add_(other))
+    statistics = SimpleNamespace(flat=torch.tensor([1.0, 3.0]))
+    sync = StepSync(World(CPU, size=2), statistics, average_statistics=True)
+    assert sync.exchange(torch.tensor([2.0, 1.5]), [0.0, 1.0]).tolist() == [3.0, 1.0, 1.0, 1.0]
+    assert statistics.flat.tolist() == [2.0, 4.0]
+
+
+def test_the_mixture_differs_by_seed_step_micro_batch_and_rank():
+    task, batch = GivenTask(Mixing(3, mixup=0.8), train=None), HostBatch(*make_batches(1, 4)[0])
+    keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    assert len({task.inputs(batch, key, CPU, None)[0][0].sum().item() for key in keys}) == len(keys)
+
+
+def test_the_rate_counts_the_images_of_all_ranks():
+    settings = StepSettings(World(CPU, size=2))
+    monitor = EpochMonitor(make_state(small_model()), Plain(), settings, SILENT, per_epoch=3)
+    monitor.show(0, 4)
+    monitor.show(0, 3)
+    assert monitor.images == 14
+
+
 def test_a_step_made_again_from_the_same_batch_is_the_same():
     """Mixing works in place; what is looked for after a refused step must not be mixed twice."""
-    mixing = mixup.Mixing(3, mixup=0.8)
-    state, group = make_state(small_model()), make_batches(1, 4)
-    runner = LossModel(state.model, mixing.criterion)
-    losses = [micro_loss(state, StepSettings(), mixing, WORLD, 0, 0, group[0], runner) for _ in range(2)]
+    task = GivenTask(Mixing(3, mixup=0.8), train=None)
+    state, group = make_state(small_model()), [HostBatch(*batch) for batch in make_batches(1, 4)]
+    runner = task.learner(state.model)
+    losses = [micro_losses(state, task, StepSettings(WORLD), (0, 0), group[0], runner)[0] for _ in range(2)]
     assert torch.equal(*losses)
+
+
+class InParts(Plain):
+    """A loss of two named parts."""
+
+    def learner(self, model):
+        learner = super().learner(model)
+
+        class Parts(nn.Module):
+            def forward(self, images, labels):
+                loss, _ = learner(images, labels)
+                decay = model[1].weight.square().sum()
+                return loss + decay, {"data": loss, "decay": decay}
+
+        return Parts()
+
+
+def test_partial_losses_are_averaged_over_micro_batches_and_steps_by_name():
+    state, batches = make_state(small_model(), lr=0.0), make_batches(4, 4)
+    state.runner = InParts().learner(state.model)
+    session = SimpleNamespace(log=SILENT, wishes=Wishes, save_last=None)
+    settings = StepSettings(WORLD, accumulation=2)
+    losses, _ = train_one_epoch(state, InParts(), Batches(batches), 0, settings, session)
+    data = sum(nn.functional.cross_entropy(state.model(x), y).item() for x, y in batches) / 4
+    decay = state.model[1].weight.square().sum().item()
+    assert list(losses) == ["loss", "data", "decay"]
+    assert losses == pytest.approx({"loss": data + decay, "data": data, "decay": decay}, rel=1e-5)
+
+
+def test_a_step_record_reads_what_a_step_reports():
+    values = [1.0, 2.0, 1.0, 0.25, 0.75, *Wishes("SIGTERM", True).flags()]
+    assert StepRecord.read(values, ("a", "b")) == (1.0, 2.0, True, Wishes("SIGTERM", True), {"a": 0.25, "b": 0.75})
+    assert StepRecord.read([1.0, 2.0, 0.0, *Wishes().flags()], ()) == StepRecord(1.0, 2.0, False)
+
+
+def loader_of(batches, count, size):
+    return type("Loader", (list,), {"batches": count, "size": size})(batches)
 
 
 def test_evaluation_counts_every_image_once():
     model = small_model()
     batches = make_batches(3, 4) + make_batches(1, 3)
-    loader = type("Loader", (list,), {"batches": 5, "size": 15})(batches)  # another rank has a batch more
-    result = evaluate(
-        model, loader, device=CPU, amp_dtype=None, world=WORLD, stop=SimpleNamespace(flags=lambda: [0.0] * 3)
-    )
+    loader = loader_of(batches, 5, 15)  # another rank has a batch more
+    result = evaluate(Plain(), loader, model, StepSettings(WORLD), UNASKED)
     images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
     logits = model(images)
-    assert result.correct == sum(int(row.argmax()) == int(target) for row, target in zip(logits, targets, strict=True))
-    assert (result.correct5, result.total) == (15, 15)
-    assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-6)
-    assert EvalResult(3, 4, 8, 0.0).accuracy == 37.5
+    correct = sum(int(row.argmax()) == int(target) for row, target in zip(logits, targets, strict=True))
+    assert (result["correct"], result["correct5"], result["total"]) == (correct, 15, 15)
+    assert result["accuracy"] == 100 * correct / 15
+    assert result["loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-6)
+
+
+def test_an_evaluation_that_misses_an_image_is_an_error():
+    with pytest.raises(RuntimeError, match="12 images of 13"):
+        evaluate(Plain(), loader_of(make_batches(3, 4), 3, 13), small_model(), StepSettings(WORLD), UNASKED)
 
 
 def test_the_compiled_evaluation_is_called_for_batches_of_the_first_size_only():
     model, sizes = small_model(), []
-    batches = make_batches(2, 4) + make_batches(1, 3)
-    loader = type("Loader", (list,), {"batches": 3, "size": 11})(batches)
-    free = SimpleNamespace(flags=lambda: [0.0] * 3)
+    loader = loader_of(make_batches(2, 4) + make_batches(1, 3), 3, 11)
 
     def runner(images):
         sizes.append(len(images))
         return model(images)
 
-    result = evaluate(model, loader, device=CPU, amp_dtype=None, world=WORLD, stop=free, runner=runner)
+    result = evaluate(Plain(), loader, model, StepSettings(WORLD), UNASKED, runner)
     assert sizes == [4, 4]
-    assert result == evaluate(model, loader, device=CPU, amp_dtype=None, world=WORLD, stop=free)
+    assert result == evaluate(Plain(), loader, model, StepSettings(WORLD), UNASKED)
 
 
 def test_running_statistics_are_views_that_survive_loading_and_can_be_taken_back():

@@ -109,10 +109,8 @@ def test_two_workers_interrupted_and_resumed(tmp_path, reference):  # 13, worker
 def test_signal_saves_within_a_step_on_all_ranks(tmp_path, reference, name, code, ranks, receivers):
     config = write_config(tmp_path)
     fault = ("signal_at_step", {"step": 2, "name": name, "ranks": receivers})
-    began = time.monotonic()
     results = run(arguments(config, tmp_path), tmp_path, ranks=ranks, fault=fault)
     assert [result.code for result in results] == [code] * ranks, results[0].output
-    assert time.monotonic() - began < 10
     saved = final_state(tmp_path)
     assert saved["progress"]["step"] == 3
     exit_file = (tmp_path / "tiny" / "default" / "exit.json").read_text()
@@ -257,13 +255,11 @@ def test_port_in_use(tmp_path):  # 38
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        began = time.monotonic()
         processes = start(arguments(write_config(tmp_path), tmp_path), tmp_path, ranks=2, port=taken.getsockname()[1])
         (first,) = wait(processes[:1], timeout=20)
         processes[1][0].kill()
     assert first.code == 69
     assert "in use" in first.errors[0]
-    assert time.monotonic() - began < 5
 
 
 def test_resume_with_another_number_of_ranks(tmp_path):  # 11

@@ -11,8 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from data.samplers import stratified_split
 from tests.trained import folder_run
-from tools.features import __main__ as features
-from tools.features import probe
+from tools import features
 from tools.shared.trained import load_model
 
 
@@ -73,7 +72,7 @@ def blobs(count, seed, classes=4, width=6):
 def test_knn_votes_as_a_slow_loop():
     (train, labels), (held, truth) = blobs(200, 1), blobs(60, 2)
     train, held = train / 10 ** torch.arange(6), held / 10 ** torch.arange(6)
-    found, how = probe.knn(train, labels, held)
+    found, how = features.knn(train, labels, held)
     expected = []
     for row in held.double().numpy():
         near = [(row @ other / np.linalg.norm(row) / np.linalg.norm(other), i) for i, other in enumerate(train.numpy())]
@@ -88,7 +87,7 @@ def test_knn_votes_as_a_slow_loop():
 
 def test_knn_with_fewer_images_than_neighbours():
     train, labels = blobs(7, 1)
-    found, how = probe.knn(train, labels, train)
+    found, how = features.knn(train, labels, train)
     assert len(found) == 7
     assert how.startswith("7 neighbours")
 
@@ -103,13 +102,13 @@ def test_linear_probe_is_scikit_learn_with_the_best_c():
         model.fit(((train[rows] - mean) / std).numpy(), labels[rows])
         return model.predict(((wanted - mean) / std).numpy())
 
-    rights = [int((predict(kept, c, train[apart]) == labels[apart].numpy()).sum()) for c in probe.STRENGTHS]
-    best = probe.STRENGTHS[rights.index(max(rights))]
-    found, how = probe.linear(train, labels, held)
+    rights = [int((predict(kept, c, train[apart]) == labels[apart].numpy()).sum()) for c in features.STRENGTHS]
+    best = features.STRENGTHS[rights.index(max(rights))]
+    found, how = features.linear(train, labels, held)
     assert found.tolist() == predict(np.arange(200), best, held).tolist()
     assert how == f"C {best:g} chosen with {max(rights)}/40 of them held out"
     assert (found == truth).float().mean() > 0.6
-    assert probe.linear(train, labels, held)[0].equal(found)
+    assert features.linear(train, labels, held)[0].equal(found)
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn"])
@@ -121,7 +120,7 @@ def test_probe_counts_on_the_validation_images(trained, tmp_path, capsys, kind):
         assert features.main(list(map(str, arguments))) == 0
         with np.load(tmp_path / f"{part}.npz") as found:
             parts[part] = torch.from_numpy(found["features"]), torch.from_numpy(found["labels"])
-    predicted, _ = probe.PROBES[kind](*parts["train"], parts["val"][0])
+    predicted, _ = features.PROBES[kind](*parts["train"], parts["val"][0])
     right = int((predicted == parts["val"][1]).sum())
     capsys.readouterr()
     assert features.main([str(run), "--probe", kind, "--data-path", str(data), "--device", "cpu"]) == 0

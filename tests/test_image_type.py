@@ -4,10 +4,11 @@ import pytest
 import timm
 import torch
 
-from data.build import build_data
+from data import HostBatch
 from data.mixing import Mixing
 from models.registry import list_variants
-from tests.helpers_data import silent, small_config
+from tasks.classification.data import build_data
+from tests.helpers_data import alone, silent, small_config
 from tests.small import small, small_sizes
 
 TIMM = ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "mixer_s32_224", "swin_tiny_patch4_window7_224")
@@ -44,8 +45,8 @@ def test_so_do_models_of_timm(name):
 def test_images_are_mixed_before_they_are_rounded(keys):
     mixing = Mixing(3, **keys)
     config = small_config("fake:train=8,val=3,classes=3", size=12, batch_size=4, DATA__PIPELINE="device")
-    train = build_data(config, 0, 1, log=silent).train
-    for (pending, labels), (images, _) in zip(train.to_mix(0), train.epoch(0), strict=True):
-        expected = mixing(images.clone(), labels, (1,))[0].bfloat16()
-        assert torch.equal(mixing(pending, labels, (1,), dtype=torch.bfloat16)[0], expected)
-        assert torch.equal(mixing(images, labels, (1,), dtype=torch.bfloat16)[0], expected)
+    for pending in build_data(config, alone(), silent).train.epoch(0):
+        prepared = HostBatch(pending.finish(), pending.labels)
+        expected = mixing(prepared, (1,), "cpu")[0].bfloat16()
+        for batch in (pending, prepared):
+            assert torch.equal(mixing(batch, (1,), "cpu", torch.bfloat16)[0], expected)

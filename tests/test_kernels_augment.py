@@ -1,28 +1,25 @@
-"""kernels/augment*.py against Pillow and data/device/reference.py: on a GPU if there is one, else in the interpreter.
+"""kernels/augment*.py against Pillow and data/device/augment.py: on a GPU if there is one, else in the interpreter.
 
 Without a GPU the interpreter shows that the arithmetic is right; that the kernels compile, test_kernels_compile.py.
 """
 
-import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
+from data.device import augment as plain
 from data.device import draws as device_draws
-from data.device import reference
-from data.device.implementation import TritonAugment
-from data.device.ops import AFFINE, Op, affine_matrices
-from data.device.recipe import read_recipe
+from data.device.pillow import AFFINE, Op, affine_matrices
+from data.device.recipe import Geometry, Recipe, read_recipe
 from data.mixing import Mixing
-from data.randaugment import posterize
-from data.transforms import TrainTransform
+from data.transforms import TrainTransform, posterize
 
 pytest.importorskip("triton")
 from kernels import augment as fast
-from kernels import augment_codes, augment_finish
-from models.layers import PatchProjection
+from kernels import augment_finish, augment_ops
 
 FILL = (120, 7, 255)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -95,10 +92,8 @@ def layer_is_pillows(device, pixels, cases, affine_filter="bicubic"):
     """All operations of one batch in one call, so that none may see another one's image or table."""
     op, value = (torch.tensor(column) for column in zip(*cases, strict=True))
     matrix = affine_matrices(op, value.double(), *pixels.shape[2:])
-    result = fast.apply_layer(
-        pixels.to(device), op.int().to(device), value.float().to(device), matrix.to(device),
-        fill=FILL, affine_filter=affine_filter,
-    )  # fmt: skip
+    layer = (part.to(device) for part in (op.int(), value.float(), matrix))
+    result = fast.apply_layer(pixels.to(device), *layer, SimpleNamespace(fill=FILL, affine_filter=affine_filter))
     for number, (op, value) in enumerate(cases):
         image = to_pil(pixels[number])
         right = transformed(image, matrix[number], affine_filter) if op in AFFINE else PILLOW[op](image, value)
@@ -148,11 +143,10 @@ def test_windows_are_pillows(device, stored, grid, size, grid_name, name):
         (2, 0, 1, 1),
     ]
     hflip, vflip = torch.tensor([0, 1, 0, 1, 0]).bool(), torch.tensor([0, 0, 1, 1, 0]).bool()
-    result = fast.resized_windows(
-        store.to(device), rows.to(device), crop=torch.tensor(windows, dtype=torch.int32, device=device),
-        hflip=hflip.to(device), vflip=vflip.to(device),
-        grid=grid, frame=(0, 0, *grid), size=size, grid_filter=grid_name, filter=name,
-    )  # fmt: skip
+    recipe = Recipe(Geometry(stored, grid, grid_name, (0, 0, *grid), size), MEAN, STD, filter=name)
+    crop = torch.tensor(windows, dtype=torch.int32, device=device)
+    draws = SimpleNamespace(crop=crop, hflip=hflip.to(device), vflip=vflip.to(device))
+    result = fast.resized_windows(store.to(device), rows.to(device), draws, recipe)
     for number, (top, left, tall, wide) in enumerate(windows):
         image = to_pil(store[rows[number]]).resize((width, height), FILTERS[grid_name])
         image = image.crop((left, top, left + wide, top + tall)).resize((size[1], size[0]), FILTERS[name])
@@ -181,56 +175,44 @@ def recipe_and_batch(name, stored, batch, device):
 @pytest.mark.parametrize(("name", "stored"), [("small_224", 6), ("padded", 24), ("none", 24), ("original", 24)])
 def test_the_whole_augmentation_is_the_references(device, name, stored):
     recipe, store, rows, drawn = recipe_and_batch(name, stored, 6, device)
-    assert torch.equal(TritonAugment.augment(store, rows, drawn, recipe), reference.augment(store, rows, drawn, recipe))
-
-
-def finish_of(recipe, pixels, drawn, plan=None, **options):
-    batch = len(pixels)
-    mix = {} if plan is None else {"weights": plan.weights(batch), "boxes": plan.boxes(batch)}
-    return fast.finish(
-        pixels, mean=recipe.mean, std=recipe.std, erase=drawn.erase, erase_mode=recipe.erase.mode,
-        index=drawn.index, key=drawn.key, epoch=drawn.epoch, **mix, **options,
-    )  # fmt: skip
+    both = [form.augment(store, rows, drawn, recipe) for form in (fast, plain)]
+    assert torch.equal(*both)
 
 
 @pytest.mark.parametrize(("erasing", "mode"), [("pixel", "batch"), ("rand", "elem"), ("const", "elem")])
 def test_finish_is_the_references(device, erasing, mode):
     """Several plans, so that mixup, CutMix and neither occur; an odd batch, whose middle image is its own partner."""
     recipe, _, _, drawn = recipe_and_batch("none", 24, 3, device)
-    recipe = dataclasses.replace(recipe, erase=dataclasses.replace(recipe.erase, mode=erasing))
+    recipe.erase.mode = erasing
     pixels = noise(3, 3, 24, 24).to(device)
     mixing = Mixing(10, mixup=0.8, cutmix=1.0, prob=0.8, mode=mode)
     for step in range(4):
         plan = mixing.plan(pixels.shape, ("mix", step)) if step else None
-        right = reference.finish(pixels, drawn, recipe, plan)
-        assert torch.allclose(finish_of(recipe, pixels, drawn, plan), right, rtol=1e-5, atol=2e-4)
+        both = [form.finish(pixels, drawn, recipe, plan) for form in (fast, plain)]
+        assert torch.allclose(*both, rtol=1e-5, atol=2e-4)
 
 
-def test_finish_in_half_precision_and_as_patch_tokens(device):
+def test_finish_in_half_precision(device):
     recipe, _, _, drawn = recipe_and_batch("none", 24, 3, device)
     pixels = noise(3, 3, 24, 24).to(device)
-    wide = finish_of(recipe, pixels, drawn)
+    wide = fast.finish(pixels, drawn, recipe)
     for dtype in (torch.float16, torch.bfloat16):
-        narrow = finish_of(recipe, pixels, drawn, dtype=dtype)
+        narrow = fast.finish(pixels, drawn, recipe, dtype=dtype)
         assert narrow.dtype == dtype
         # The interpreter cuts bfloat16 off instead of rounding it.
         torch.testing.assert_close(narrow.float(), wide, rtol=torch.finfo(dtype).eps, atol=1e-6)
-
-    tokens = finish_of(recipe, pixels, drawn, patch=4)
-    projection = PatchProjection(3, 5, 4).to(device)
-    right = projection(wide)
-    assert tokens.shape == (3, 36, 48)
-    torch.testing.assert_close(projection.proj.weight.flatten(1) @ tokens.mT, (right - projection.proj.bias).mT)
 
 
 def test_noise_does_not_depend_on_the_batch_and_is_normal(device):
     """The same image alone and among others; per-pixel noise of mean 0 and deviation 1, independent channels."""
     pixels = torch.zeros(2, 3, 40, 40, dtype=torch.uint8, device=device)
     erase = torch.tensor([[[0, 0, 40, 40]] * 2], dtype=torch.int32, device=device)
-    facts = {"mean": MEAN, "std": STD, "erase_mode": "pixel", "key": 2**62 + 5, "epoch": 9}
+    recipe = SimpleNamespace(mean=MEAN, std=STD, erase=SimpleNamespace(mode="pixel"))
     index = torch.tensor([11, 12], device=device)
-    both = fast.finish(pixels, erase=erase, index=index, **facts)
-    alone = fast.finish(pixels[:1], erase=erase[:, :1], index=index[1:], **facts)
+    draws = SimpleNamespace(erase=erase, index=index, key=2**62 + 5, epoch=9)
+    both = fast.finish(pixels, draws, recipe)
+    draws = SimpleNamespace(erase=erase[:, :1], index=index[1:], key=draws.key, epoch=draws.epoch)
+    alone = fast.finish(pixels[:1], draws, recipe)
     assert torch.equal(both[1:], alone)
     values = both.flatten(2).transpose(0, 1).flatten(1).double()  # (3, 3200)
     assert values.mean(1).abs().max() < 4 / 3200**0.5
@@ -240,53 +222,45 @@ def test_noise_does_not_depend_on_the_batch_and_is_normal(device):
 
 def test_images_without_rectangles_are_only_normalised(device):
     pixels = noise(1, 3, 9, 70).to(device)
-    nothing = torch.zeros(0, 1, 4, dtype=torch.int32, device=device)
-    facts = {"erase_mode": None, "index": torch.zeros(1, dtype=torch.int64, device=device), "key": 1, "epoch": 1}
+    recipe = read_recipe(TrainTransform((9, 70), MEAN, STD, reprob=0.0), (9, 70))
+    draws = device_draws.draw(recipe, 1, 1, torch.zeros(1, dtype=torch.int64)).to(device)
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-    result = fast.finish(pixels, mean=MEAN, std=STD, erase=nothing, **facts)
-    torch.testing.assert_close(result, (pixels / 255 - mean) / std)
+    assert len(draws.erase) == 0
+    torch.testing.assert_close(fast.finish(pixels, draws, recipe), (pixels / 255 - mean) / std)
 
 
 def test_numbers_are_those_of_the_reference():
     for op in Op:
         if op not in (Op.NONE, Op.GAUSSIAN_BLUR):
-            assert getattr(augment_codes, op.name).value == op
+            assert getattr(augment_ops, op.name).value == op
     assert augment_finish.NOISE_STREAM.value == device_draws.NOISE
     assert [getattr(augment_finish, name.upper()).value for name in augment_finish.ERASE_MODES] == [0, 1, 2]
 
 
+def recipe_from(stored, frame=(0, 0, 24, 24), **keys):
+    return Recipe(Geometry(stored, (24, 24), "bilinear", frame, (24, 24)), MEAN, STD, **keys)
+
+
 def test_what_is_not_supported_is_named():
-    facts = {
-        "stored": (8, 8), "grid": (24, 24), "frame": (0, 0, 24, 24), "size": (24, 24), "grid_filter": "bilinear",
-        "filter": "bicubic", "affine_filter": "bicubic", "ops": {-1, 0, 14}, "erase_mode": "pixel",
-    }  # fmt: skip
-    assert fast.unsupported(**facts) == ""
-    assert fast.unsupported(**{**facts, "erase_mode": None}) == ""
-    assert fast.unsupported(**{**facts, "filter": "lanczos"}) == "interpolation lanczos"
-    assert fast.unsupported(**{**facts, "frame": (0, 0, 24, 28)}) == "shrinking from 24x28 to 24x24"
-    assert fast.unsupported(**{**facts, "stored": (30, 8)}) == "shrinking from 30x8 to 24x24"
-    assert "15" in fast.unsupported(**{**facts, "ops": {3, Op.GAUSSIAN_BLUR}})
-    assert "soft" in fast.unsupported(**{**facts, "erase_mode": "soft"})
+    assert fast.unsupported(recipe_from((8, 8))) == ""
+    assert fast.unsupported(recipe_from((8, 8), (0, 0, 24, 28))) == "shrinking from 24x28 to 24x24"
+    assert fast.unsupported(recipe_from((30, 8))) == "shrinking from 30x8 to 24x24"
+    blurred = SimpleNamespace(ops={Op.ROTATE, Op.GAUSSIAN_BLUR})
+    assert "15" in fast.unsupported(recipe_from((8, 8), stages=(blurred,)))
 
 
-def test_tensors_that_do_not_fit_are_refused(device):
+def test_stores_that_do_not_fit_are_refused(device):
     recipe, store, rows, drawn = recipe_and_batch("padded", 24, 2, device)
     with pytest.raises(ValueError, match="store: torch.float32"):
-        TritonAugment.augment(store.float(), rows, drawn, recipe)
+        fast.augment(store.float(), rows, drawn, recipe)
     with pytest.raises(ValueError, match="contiguous"):
-        TritonAugment.augment(store.mT, rows, drawn, recipe)
-    with pytest.raises(ValueError, match=r"crop: .*\(1, 4\)"):
-        TritonAugment.augment(store, rows, dataclasses.replace(drawn, crop=drawn.crop[:1]), recipe)
+        fast.augment(store.mT, rows, drawn, recipe)
     with pytest.raises(ValueError, match="shrinking"):
-        TritonAugment.augment(noise(1, 3, 30, 30).to(device), rows, drawn, recipe)
-    with pytest.raises(ValueError, match="patch: 5"):
-        finish_of(recipe, noise(2, 3, 24, 24).to(device), drawn, patch=5)
-    with pytest.raises(ValueError, match="float64"):
-        finish_of(recipe, noise(2, 3, 24, 24).to(device), drawn, dtype=torch.float64)
+        fast.augment(store, rows, drawn, recipe_from((30, 30)))
 
 
 def test_an_empty_batch_gives_an_empty_batch(device):
     recipe, store, rows, drawn = recipe_and_batch("small_224", 6, 2, device)
-    pixels = TritonAugment.augment(store, rows[:0], drawn.part(0, 0), recipe)
+    pixels = fast.augment(store, rows[:0], drawn.part(0, 0), recipe)
     assert pixels.shape == (0, 3, 24, 24)
-    assert finish_of(recipe, pixels, drawn.part(0, 0)).shape == (0, 3, 24, 24)
+    assert fast.finish(pixels, drawn.part(0, 0), recipe).shape == (0, 3, 24, 24)

@@ -10,7 +10,7 @@ from tests.launch import ROOT
 
 pytest.importorskip("triton")
 
-KERNELS = {"window_taps_kernel", "grid_taps_kernel", "rows_kernel", "columns_kernel", "tables_kernel", "apply_kernel"}
+KERNELS = {"window_taps_kernel", "rows_kernel", "columns_kernel", "tables_kernel", "apply_kernel"}
 
 
 def test_every_kernel_compiles_and_only_noise_may_fuse_products_and_sums(tmp_path):

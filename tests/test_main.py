@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from config import difference, load_config, to_plain
-from tests.launch import ROOT, free_port, run
+from tests.launch import ROOT, free_port, run, run_here
 from tests.tiny import arguments, differences, final_state, metrics, write_config
 
 
@@ -188,19 +188,20 @@ def test_batchnorm_statistics_are_the_mean_over_ranks_and_the_same_on_both(tmp_p
     results = run(arguments(config, tmp_path, *more), tmp_path, ranks=2)
     assert [result.code for result in results] == [0, 0], results[0].output
     saved = final_state(tmp_path)["model"]
-    from data import build_data
-    from models.build import build_model
+    from tasks.backbone import build_model
+    from tasks.classification.data import build_data
+    from tests.helpers_data import alone, silent
     from utils.seed import seed_all
 
     cfg = load_config(config, more[1:])[0]
     seed_all(cfg.SEED, "weights")
     models = []
     for rank in range(2):
-        data = build_data(cfg, rank, 2, "cpu", lambda _: None)
+        data = build_data(cfg, alone(rank, 2), silent)
         seed_all(cfg.SEED, "weights")
         model = build_model(cfg, data.info.num_classes).train()
-        for images, _ in data.train.epoch(0):
-            model(images)
+        for batch in data.train.epoch(0):
+            model(batch.finish())
         models.append(model.state_dict())
     for name in saved:
         if "running" in name:
@@ -230,9 +231,9 @@ CASES = [  # arguments, exit code, words of the one line
 
 
 @pytest.mark.parametrize(("more", "code", "words"), CASES)
-def test_mistakes_are_one_line_and_leave_nothing(tmp_path, more, code, words):
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys, more, code, words):
     config = write_config(tmp_path)
-    (result,) = run(arguments(config, tmp_path / "out", *more), tmp_path)
+    result = run_here(arguments(config, tmp_path / "out", *more), capsys)
     assert result.code == code, result.output
     assert len(result.errors) == 1
     assert words in result.errors[0]
@@ -261,7 +262,7 @@ CHECKPOINTS = [  # how the file is made from a good one, exit code, words
 
 
 @pytest.mark.parametrize(("kind", "code", "words"), CHECKPOINTS)
-def test_bad_checkpoints(finished, tmp_path, kind, code, words):
+def test_bad_checkpoints(finished, tmp_path, capsys, kind, code, words):
     config, _, folder = finished
     good, path = folder / "checkpoints" / "last.pth", tmp_path / "bad.pth"
     payload, content = torch.load(good, weights_only=True), good.read_bytes()
@@ -279,15 +280,15 @@ def test_bad_checkpoints(finished, tmp_path, kind, code, words):
     }
     made[kind]()
     more = ("--opts", "TEST.WEIGHTS", "model") if kind == "only ema" else ()
-    (result,) = run(["--cfg", str(config), "--eval", "--resume", str(path), *more], tmp_path)
+    result = run_here(["--cfg", str(config), "--eval", "--resume", str(path), *more], capsys)
     assert result.code == code, result.output
     assert words in result.errors[0]
 
 
-def test_output_that_cannot_be_written(tmp_path):
+def test_output_that_cannot_be_written(tmp_path, capsys):
     config = write_config(tmp_path)
     (tmp_path / "file").write_text("")
-    (result,) = run(arguments(config, tmp_path / "file" / "out"), tmp_path)
+    result = run_here(arguments(config, tmp_path / "file" / "out"), capsys)
     assert result.code == 73
     assert "cannot be written" in result.errors[0]
 

@@ -8,8 +8,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 import models
-from models.build import build_model
-from models.mixers import relative_position_index, shift_mask, to_windows
+from models.windows import relative_position_index, shift_mask, to_windows
+from tasks.backbone import build_model
 from tests.small import ISOTROPIC, small, small_sizes
 from utils.errors import ConfigError
 
@@ -270,35 +270,35 @@ def test_shift_rules():
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("vit_tiny", {"img_size": 33}, r"DATA.IMG_SIZE 33: .*patch size 8.* 32 or 40"),
+        ("vit_tiny", {"img_size": 33}, r"img_size 33: .*patch size 8.* 32 or 40"),
         ("vit_tiny", {"img_size": [16, 30]}, r"\[16, 30\].* \[16, 24\] or \[16, 32\]"),
         ("vit_tiny", {"img_size": 5}, "works?: 8"),
-        ("vit_tiny", {"img_size": 0}, "DATA.IMG_SIZE 0"),
-        ("vit_tiny", {"img_size": [1, 2, 3]}, "DATA.IMG_SIZE"),
-        ("vit_tiny", {"img_size": 32.0}, "DATA.IMG_SIZE 32.0: must be int"),
+        ("vit_tiny", {"img_size": 0}, "img_size 0"),
+        ("vit_tiny", {"img_size": [1, 2, 3]}, "img_size"),
+        ("vit_tiny", {"img_size": 32.0}, "img_size 32.0: must be int"),
         ("cait_xxs12", {"img_size": 33}, "32 or 40"),
         ("swin_tiny", {"img_size": 65}, "not a multiple of 16.* 64 or 128"),
-        ("swin_tiny", {"img_size": 96}, "window size 4 .*6 x 6.* 64 or 128; or MODEL.ARGS.WINDOW_SIZE 3"),
-        ("vit_tiny", {"heads": 5}, "HEADS 5: does not divide the 24"),
-        ("swin_tiny", {"heads": (1, 3, 2, 4)}, "HEADS 3"),
-        ("swin_tiny", {"heads": (1, 2)}, "HEADS .*2 numbers for the 4 stages"),
-        ("vit_tiny", {"depth": 0}, "DEPTH 0"),
-        ("swin_tiny", {"depths": (2, 0, 1, 1)}, "DEPTHS"),
-        ("vit_tiny", {"pool": "max"}, "POOL 'max'.*cls, mean"),
-        ("vit_tiny", {"init": "papr"}, "MODEL.INIT 'papr'.*did you mean paper"),
-        ("vit_tiny", {"depht": 2}, "did you mean DEPTH"),
-        ("vit_tiny", {"heads": "3"}, "HEADS '3': must be int, not str"),
-        ("vit_tiny", {"pos_embed": 1}, "POS_EMBED 1: must be bool"),
-        ("cait_xxs12", {"class_depth": 0}, "CLASS_DEPTH 0"),
-        ("vit_tiny", {"drop_rate": 1.0}, "MODEL.DROP_RATE 1.0"),
-        ("swin_tiny", {"drop_path_rate": -0.1}, "MODEL.DROP_PATH_RATE -0.1"),
-        ("swin_tiny", {"mlp_ratio": "4"}, "MLP_RATIO '4': must be float"),
-        ("swin_tiny", {"mlp_ratio": 0.01}, "MLP_RATIO 0.01"),
-        ("vit_tiny", {"mlp_ratio": 0.01}, "MLP_RATIO 0.01"),
-        ("swin_tiny", {"num_classes": -1}, "NUM_CLASSES -1"),
-        ("cait_xxs12", {"in_chans": 0}, "IN_CHANS 0"),
-        ("swin_tiny", {"window_size": 0}, "WINDOW_SIZE 0"),
-        ("vit_tiny", {"dim": True}, "DIM True: must be int"),
+        ("swin_tiny", {"img_size": 96}, "window size 4 .*6 x 6.* 64 or 128; or window_size 3"),
+        ("vit_tiny", {"heads": 5}, "heads 5: does not divide the 24"),
+        ("swin_tiny", {"heads": (1, 3, 2, 4)}, "heads 3"),
+        ("swin_tiny", {"heads": (1, 2)}, "heads .*2 numbers for the 4 stages"),
+        ("vit_tiny", {"depth": 0}, "depth 0"),
+        ("swin_tiny", {"depths": (2, 0, 1, 1)}, "depths"),
+        ("vit_tiny", {"pool": "max"}, "pool 'max'.*cls, mean"),
+        ("vit_tiny", {"init": "papr"}, "init 'papr'.*did you mean paper"),
+        ("vit_tiny", {"depht": 2}, "did you mean depth"),
+        ("vit_tiny", {"heads": "3"}, "heads '3': must be int, not str"),
+        ("vit_tiny", {"pos_embed": 1}, "pos_embed 1: must be bool"),
+        ("cait_xxs12", {"class_depth": 0}, "class_depth 0"),
+        ("vit_tiny", {"drop_rate": 1.0}, "drop_rate 1.0"),
+        ("swin_tiny", {"drop_path_rate": -0.1}, "drop_path_rate -0.1"),
+        ("swin_tiny", {"mlp_ratio": "4"}, "mlp_ratio '4': must be float"),
+        ("swin_tiny", {"mlp_ratio": 0.01}, "mlp_ratio 0.01"),
+        ("vit_tiny", {"mlp_ratio": 0.01}, "mlp_ratio 0.01"),
+        ("swin_tiny", {"num_classes": -1}, "num_classes -1"),
+        ("cait_xxs12", {"in_chans": 0}, "in_chans 0"),
+        ("swin_tiny", {"window_size": 0}, "window_size 0"),
+        ("vit_tiny", {"dim": True}, "dim True: must be int"),
     ],
     ids=str,
 )
@@ -309,13 +309,13 @@ def test_one_clear_line_for_arguments_that_do_not_fit(name, kwargs, message):
 
 
 def test_unknown_variant_names_the_nearest_and_lists_all():
-    with pytest.raises(ConfigError, match=r"MODEL.TYPE 'vit_tinny'.*did you mean vit_tiny\?.*cait_xxs12.*swin_base"):
+    with pytest.raises(ConfigError, match=r"variant 'vit_tinny'.*did you mean vit_tiny\?.*cait_xxs12.*swin_base"):
         models.create("vit_tinny")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_wrong_input_size_is_named(name):
-    with pytest.raises(ConfigError, match="IMG_SIZE"):
+    with pytest.raises(ConfigError, match="img_size"):
         small(name)(images(size_of(name) + 8 if name != "swin_tiny" else 72))
 
 
@@ -414,25 +414,6 @@ def test_common_methods(name):
     assert exempt
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_export(name):
-    model = small(name, shortcut={"kernels": [3]}).eval()
-    x = images(size_of(name))
-    exported = torch.export.export(model, (x,)).module()
-    torch.testing.assert_close(exported(x), model(x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_compiles_without_graph_breaks(name):
-    torch._dynamo.reset()
-    model = small(name, shortcut={"kernels": [3]}, drop_path_rate=0.2, use_checkpoint=name == "vit_tiny")
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
-    compiled(images(size_of(name))).sum().backward()
-    model.eval()
-    x = images(size_of(name))
-    torch.testing.assert_close(compiled(x), model(x))
-
-
 def config(**changes):
     tree = CfgNode(
         {
@@ -471,9 +452,31 @@ def test_build_model_translates_the_configuration():
     [
         ({"DROP_RATE": 0.1}, "MODEL.ARGS.DROP_RATE: comes from MODEL.DROP_RATE"),
         ({"IMG_SIZE": 3}, "DATA.IMG_SIZE"),
-        ({"DIMM": 3}, "MODEL.ARGS.DIMM.*did you mean DIM"),
+        ({"DIMM": 3}, "MODEL.ARGS.DIMM.*did you mean MODEL.ARGS.DIM"),
+        ({"HEADS": 5}, r"MODEL.ARGS.HEADS 5: does not divide the 24 channels \(MODEL.ARGS.DIM\)"),
+        ({"PATCH_SIZE": 7}, "DATA.IMG_SIZE .*nearest sizes that work"),
     ],
 )
-def test_build_model_refuses_arguments_with_a_key_of_their_own(args, message):
+def test_build_model_speaks_of_keys(args, message):
     with pytest.raises(ConfigError, match=message):
         build_model(config(**args), num_classes=6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TYPE", "vit_tinny", "MODEL.TYPE 'vit_tinny'.*did you mean vit_tiny"),
+        ("INIT", "papr", "MODEL.INIT 'papr'.*did you mean paper"),
+        ("DROP_PATH_RATE", 1.5, "MODEL.DROP_PATH_RATE 1.5"),
+        ("SHORTCUT", {"KERNELS": [2]}, "MODEL.SHORTCUT.KERNELS .*2 is not an odd"),
+        ("SHORTCUT", {"KERNEL": [3]}, "MODEL.SHORTCUT.KERNEL: .*did you mean MODEL.SHORTCUT.KERNELS"),
+        ("TYPE", "timm/vgg11", "MODEL.DROP_PATH_RATE: timm/vgg11 has no such argument"),
+    ],
+)
+def test_keys_of_the_model_are_named_too(key, value, message):
+    tree = config()
+    tree.MODEL[key] = value
+    if str(value).startswith("timm/"):
+        tree.MODEL["ARGS"] = {}
+    with pytest.raises(ConfigError, match=message):
+        build_model(tree, num_classes=6)

@@ -50,4 +50,6 @@ def test_settings_reach_the_optimizer_and_are_listed():
     config.TRAIN.OPTIMIZER.BETAS = [0.8, 0.95]
     optimizer = build_optimizer(config, Small(), lr=0.1)
     assert optimizer.defaults["betas"] == (0.8, 0.95)
+    config.TRAIN.OPTIMIZER.NAME, config.TRAIN.OPTIMIZER.MOMENTUM = "sgd", 0.5
+    assert build_optimizer(config, Small(), lr=0.1).defaults["momentum"] == 0.5
     assert "cls_token" in describe_groups(optimizer)[1]

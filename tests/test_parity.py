@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import models
-from models.convert import from_official
+from models.weights.convert import from_official
 from tests.conftest import FIXTURES
 from tests.fixtures.fixture_weights import make_input, make_weights
 

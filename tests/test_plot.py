@@ -140,7 +140,7 @@ def test_the_ending_chooses_the_format_and_the_file_is_reproducible(runs, capsys
         ),
         (["curves", "{runs}/nowhere"], 66, "no such folder"),
         (["curves"], 64, "required"),
-        (["curves", "{runs}", "--what", "loss", "acc"], 64, "invalid choice: 'acc'"),
+        (["curves", "{runs}", "--what", "loss", "acc"], 64, "'acc' is no column"),
         (["confusion", "{runs}/short/seed0"], 66, "best.pth: no such checkpoint"),
         (["errors", "x.pth", "--count", "0"], 64, "'0' is not a whole number above 0"),
     ],

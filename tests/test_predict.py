@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +12,8 @@ from PIL import Image
 import main
 from tests.helpers_data import noise
 from tests.trained import folder_run
-from tools.predict import __main__ as predict
-from tools.predict.formats import Prediction, as_table
-from tools.shared.inputs import find_images
+from tools import predict
+from tools.shared.inputs import named_images
 from tools.shared.trained import load_model
 
 
@@ -154,8 +152,8 @@ def test_csv_and_table(trained, tmp_path, capsys):
 
 def test_every_image_is_one_line_of_the_table():
     names = ["two\nlines.png", "Grüße.png", "\udcff.png"]
-    rows = [Prediction(name, -1, [0], [1.0]) for name in names]
-    lines = as_table(SimpleNamespace(class_names=("a\tb",)), rows, [], None).splitlines()
+    rows = [{"image": name, "classes": [{"class": "a\tb", "probability": 1.0}]} for name in names]
+    lines = predict.as_table({"predictions": rows}).splitlines()
     assert [line.split("  ")[0].strip() for line in lines] == [r"two\nlines.png", "Grüße.png", r"\udcff.png"]
     assert all(r"a\tb 100.0 %" in line for line in lines)
 
@@ -165,8 +163,10 @@ def test_every_image_once_in_a_stable_order(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     paths = [tmp_path / "single.tif", tmp_path / "b", tmp_path]
-    found = [path.removeprefix(f"{tmp_path}/") for path in find_images(paths, log=None)]
+    images = named_images(paths, log=None, class_names=("a", "b"))
+    found = [images.name(place).removeprefix(f"{tmp_path}/") for place in range(len(images))]
     assert found == ["single.tif", "b/10.png", "b/2.png", "a/x.PNG"]
+    assert images.labels.tolist() == [-1, 1, 1, 0]
 
 
 @pytest.mark.parametrize(

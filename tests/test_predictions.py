@@ -9,7 +9,14 @@ from data.base import ArrayImages
 from tests import tiny
 from tests.launch import run
 from tools.plot import main
-from tools.shared.behaviour import confusion_figure, confusions, errors_figure, learned_scales, most_confused
+from tools.shared.behaviour import (
+    confusion_figure,
+    confusions,
+    error_sets,
+    errors_figure,
+    learned_scales,
+    most_confused,
+)
 from tools.shared.predictions import Predictions, predict_checkpoint
 from tools.shared.runs import read_run
 from tools.shared.trained import load_model
@@ -30,11 +37,9 @@ def by_hand():
     odds = torch.tensor([[0.9, 0.1, 0.0], [0.0, 1.0, 0.0], [0.0, 0.99, 0.01], [0.3, 0.3, 0.4], [0.4, 0.35, 0.25]])
     labels = torch.tensor([0, 1, 2, 2, 1])
     pixels = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
-    return Predictions(
-        path="best.pth", name="by/hand", epochs=1, part="val", class_names=("cat", "dog", "a$b_" * 6),
-        images=ArrayImages(pixels, labels.numpy(), "hand"), indices=torch.arange(5), labels=labels,
-        probabilities=odds, losses=-odds[torch.arange(5), labels].log(),
-    )  # fmt: skip
+    images = ArrayImages(pixels, labels.numpy(), "hand")
+    names = ("cat", "dog", "a$b_" * 6)
+    return Predictions("best.pth", "by/hand", 1, names, images, torch.arange(5), labels, logits=odds.log())
 
 
 def test_the_counts_are_the_logged_ones(finished):
@@ -59,7 +64,7 @@ def test_every_image_gets_its_own_probabilities(finished):
 
 
 def test_what_does_not_fit_is_refused(finished, tmp_path):
-    with pytest.raises(ConfigError, match="part 'test': the run has no such images"):
+    with pytest.raises(ConfigError, match="the run has no test images, only train, val"):
         predict_checkpoint(finished.checkpoint(), device="cpu", part="test")
     payload = torch.load(finished.checkpoint(), weights_only=True)
     payload["data"]["classes"][1] = "horse"
@@ -78,8 +83,9 @@ def test_confusions_are_those_counted_by_hand(by_hand):
 
 
 def test_worst_and_surest_errors(by_hand):
-    assert by_hand.worst(3).tolist() == [2, 4, 3]
-    assert by_hand.most_confident_errors(5).tolist() == [2, 4]
+    worst, surest = error_sets(by_hand, 3).values()
+    assert (worst.tolist(), surest.tolist()) == ([2, 4, 3], [2, 4])
+    assert by_hand.losses.tolist() == pytest.approx([-np.log(p) for p in (0.9, 1, 0.01, 0.4, 0.35)])
     figure = errors_figure(by_hand, 3)
     captions = [axes.get_xlabel() for box in figure.subfigs for axes in box.axes]
     assert captions[0] == "true: a$b_a$b_a$b_… (1.0%)\nsaid: dog (99.0%)"

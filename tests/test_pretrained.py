@@ -12,9 +12,9 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 import models
-from models import pretrained
-from models.convert import from_official
-from models.pretrained import load_exact, load_pretrained, read_weights
+from models.weights import pretrained
+from models.weights.convert import from_official
+from models.weights.pretrained import load_exact, load_pretrained, read_weights
 from tests.test_parity import ENTRIES, official_state
 from utils.errors import DataError, MismatchError, MissingError
 from utils.safe_load import read_tensors

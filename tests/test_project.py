@@ -8,7 +8,7 @@ import pytest
 
 from tests.launch import ROOT
 
-PACKAGES = ("models", "data", "utils", "tools")
+PACKAGES = ("models", "data", "utils", "tools", "engine", "tasks", "kernels", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")) + sorted(ROOT.glob("*.py"))
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests import tiny
 from tests.launch import run
 from tests.run_folders import write_run
-from tools.report.__main__ import main
+from tools.report import main
 from tools.shared.markup import Markup, element, html, table
 
 VOID = {"meta", "img", "br", "link"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from config import check, load_config
-from models.build import build_model
+from tasks.backbone import build_model
 from tests.small import small, small_sizes
 from utils.errors import ConfigError
 from utils.flops import count_macs

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from config import completed, load_config, to_plain
+from config import completed, from_stored, load_config, to_plain
+from engine.resume import check_same_run
 from tests.launch import run
 from tests.tiny import arguments, write_config
 from utils.distributed import World
 from utils.errors import MismatchError
-from utils.training_state import check_same_run
 
 WORLD = World(torch.device("cpu"))
 
@@ -34,6 +34,14 @@ def test_a_key_that_no_longer_exists_and_one_that_changed_are_named(tmp_path):
     config, _ = load_config(write_config(tmp_path))
     with pytest.raises(MismatchError, match=r"TRAIN.EPOCHS 3 -> 2, TRAIN.GONE 1 -> None"):
         check_same_run(config, WORLD, stored(config, GONE=1, EPOCHS=3), "last.pth")
+
+
+def test_a_key_that_is_gone_and_changed_nothing_is_no_difference(tmp_path):
+    config, _ = load_config(write_config(tmp_path))
+    payload = stored(config)
+    payload["config"]["DATA"]["DECODER"], payload["config"]["MODEL"]["ARGS"]["ATTENTION"] = "pil", "plain"
+    assert check_same_run(config, WORLD, payload, "last.pth") == []
+    assert to_plain(from_stored(payload["config"])) == to_plain(config)
 
 
 def test_an_epochs_seconds_include_those_before_a_checkpoint_inside_it(tmp_path):

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from config import difference, load_config, to_plain
+from engine import command_line
 from tests import launch, tiny
 from tests.launch import ROOT
 from tests.test_sweep_jobs import wait_for
@@ -21,7 +22,6 @@ from tools.sweep import train
 from tools.sweep.grid import option_text, read_grid
 from tools.sweep.jobs import LocalJobs
 from tools.sweep.plan import parameters, plan
-from utils import cli
 from utils.config_values import as_yaml
 from utils.errors import ConfigError
 from utils.yaml_lines import parse_value, read_leaves
@@ -98,8 +98,8 @@ def test_the_command_gives_the_planned_configuration(tmp_path):
     runs = plan(read_grid(write_grid(tmp_path, text)), [0], tmp_path, {"fake": str(tmp_path)}, ["TRAIN.EPOCHS", "3"])
     assert [run.cell.name for run in runs][::3] == ["auto_augment-none_base_lr-0.001", "rand-m9_base_lr-0.0005"]
     for run in runs:
-        args = cli.parse_args(run.argv)
-        config, _ = load_config(args.cfg, args.opts, cli.flag_overrides(args))
+        args = command_line.parse_args(run.argv)
+        config, _ = load_config(args.cfg, args.opts, command_line.flag_overrides(args))
         assert difference(to_plain(config), to_plain(run.config)) == []
         assert (3, str(tmp_path), "no") == (config.TRAIN.EPOCHS, config.DATA.DATA_PATH, config.DATA.CACHE_MODE)
 

@@ -1,4 +1,4 @@
-"""tools.sweep.jobs and tools.sweep.slurm: retries, places, signals, with shell commands for runs."""
+"""tools.sweep.jobs: retries, places, signals, with shell commands for runs."""
 
 import os
 import signal
@@ -126,7 +126,7 @@ def test_a_run_that_is_given_a_gpu_does_not_fall_back_to_the_cpu(device, added):
 
 @pytest.mark.parametrize("cluster", ["local", "debug"])
 def test_jobs_through_submitit(tmp_path, cluster, monkeypatch):
-    from tools.sweep.slurm import SlurmJobs
+    from tools.sweep.jobs import SlurmJobs
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     jobs = shell_jobs(tmp_path, good="echo here", bad="echo 'error[data] broken'; exit 65")

@@ -261,7 +261,7 @@ def test_baseline_by_label(tmp_path, capsys):
 
 def test_a_test_set_is_what_counts_where_there_is_one(tmp_path, capsys):
     for seed, correct in ((0, 60), (1, 80)):
-        make_run(tmp_path, "vit", seed, (1, 2, 3), test={"correct": correct, "total": 100})
+        make_run(tmp_path, "vit", seed, (1, 2, 3), test={"correct": correct, "total": 100, "accuracy": float(correct)})
     (row,) = as_csv(capsys, tmp_path).values()
     assert (row["metric"], row["test_mean"], row["correct"]) == ("test", "70.0", "140")
     (row,) = as_csv(capsys, tmp_path, "--metric", "best").values()

@@ -12,10 +12,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 import models
 from config import default_config
-from models.build import build_model
-from models.pretrained import load_pretrained
-from models.timm_blocks import grid_of, scaled_grid
+from models.timm_models.blocks import grid_of, scaled_grid
+from models.weights.pretrained import load_pretrained
 from optimizer import parameter_groups
+from tasks.backbone import build_model
 from tools import timm_families
 from utils.errors import ConfigError, MissingError
 from utils.flops import count_macs
@@ -357,21 +357,21 @@ def test_build_from_the_configuration():
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("timm/deit_tinny_patch16_224", {}, r"MODEL.TYPE 'timm/deit_tinny.*did you mean deit_tiny_patch16_224\?"),
+        ("timm/deit_tinny_patch16_224", {}, r"variant 'timm/deit_tinny.*did you mean deit_tiny_patch16_224\?"),
         ("timm/deit_tiny_patch16_224.fb_in1", {}, "no pretrained tag 'fb_in1' - did you mean fb_in1k"),
         ("timm/", {}, "no such model"),
         ("timm/vit_tiny", {}, "no such model"),  # ours
-        ("timm/deit_tiny_patch16_224", {"dept": 3}, r"MODEL.ARGS.DEPT: .*did you mean DEPTH\?"),
-        ("timm/convnext_atto", {"depht": (1, 1)}, r"MODEL.ARGS.DEPHT: .*did you mean DEPTHS\?"),
-        ("timm/vgg11", {"drop_path_rate": 0.1}, "MODEL.DROP_PATH_RATE: timm/vgg11 has no such argument"),
+        ("timm/deit_tiny_patch16_224", {"dept": 3}, r"dept: .*did you mean depth\?"),
+        ("timm/convnext_atto", {"depht": (1, 1)}, r"depht: .*did you mean depths\?"),
+        ("timm/vgg11", {"drop_path_rate": 0.1}, "drop_path_rate: timm/vgg11 has no such argument"),
         ("timm/test_vit", {"num_heads": 5}, "timm/test_vit.*divisible"),
-        ("timm/test_vit", {"drop_rate": 1.5}, "MODEL.DROP_RATE 1.5"),
-        ("timm/test_vit", {"shortcut": {"kernels": [2]}}, "KERNELS.*2 is not an odd"),
-        ("timm/test_vit", {"shortcut": {"kernel": [3]}}, r"MODEL.SHORTCUT.KERNEL.*did you mean KERNELS\?"),
-        ("timm/test_vit", {"init": "papr"}, "MODEL.INIT"),
+        ("timm/test_vit", {"drop_rate": 1.5}, "drop_rate 1.5"),
+        ("timm/test_vit", {"shortcut": {"kernels": [2]}}, "kernels.*2 is not an odd"),
+        ("timm/test_vit", {"shortcut": {"kernel": [3]}}, r"shortcut.kernel.*did you mean shortcut.kernels\?"),
+        ("timm/test_vit", {"init": "papr"}, "init"),
         ("timm/nest_tiny", {"shortcut": {"kernels": [3]}}, "no place in timm/nest_tiny.*blocks.*(B, N, C)"),
         ("timm/hiera_tiny_224", {"shortcut": {"identity": True}}, "no place in timm/hiera_tiny_224"),
-        ("timm/convmixer_768_32", {"depth": 1}, "MODEL.ARGS.DEPTH: fixed by the name timm/convmixer_768_32"),
+        ("timm/convmixer_768_32", {"depth": 1}, "depth: fixed by the name timm/convmixer_768_32"),
     ],
 )
 def test_one_clear_line(name, kwargs, message):
@@ -380,12 +380,29 @@ def test_one_clear_line(name, kwargs, message):
     assert caught.value.exit_code == 64
 
 
+@pytest.mark.parametrize(
+    "name", ["pvt_v2_b0", "vgg11", "poolformer_s12", "hrnet_w18_small", "naflexvit_base_patch16_gap"]
+)
+def test_arguments_that_a_model_lacks_and_need_not_know_are_left_out(name):
+    """Also where its class takes any keyword and refuses it later."""
+    with torch.device("meta"):
+        model = models.create(f"timm/{name}", num_classes=3, img_size=224, drop_rate=0.0, drop_path_rate=0.0)
+    assert model.num_classes == 3
+
+
+def test_what_a_parent_class_takes_is_handed_on():
+    with torch.device("meta"):
+        model = models.create("timm/deit_tiny_distilled_patch16_224", img_size=32, drop_path_rate=0.1)
+    assert model.patch_embed.img_size == (32, 32)
+    assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+
+
 def test_models_that_cannot_recompute(monkeypatch):
     def unable(self, enable=True):
         assert not enable, "gradient checkpointing not supported"
 
     monkeypatch.setattr(timm.models.vision_transformer.VisionTransformer, "set_grad_checkpointing", unable)
-    with pytest.raises(ConfigError, match="TRAIN.USE_CHECKPOINT: timm/test_vit cannot"):
+    with pytest.raises(ConfigError, match="use_checkpoint: timm/test_vit cannot"):
         models.create("timm/test_vit", use_checkpoint=True)
 
 
@@ -394,7 +411,7 @@ def test_pretrained_weights_without_network(monkeypatch):
         raise LocalEntryNotFoundError("cannot find the requested files in the local cache")
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", offline)
-    with pytest.raises(MissingError, match="PRETRAINED: no weights for timm/deit_tiny.*local cache") as caught:
+    with pytest.raises(MissingError, match="pretrained: no weights for timm/deit_tiny.*local cache") as caught:
         models.create("timm/deit_tiny_patch16_224", pretrained=True)
     assert caught.value.exit_code == 66
     assert len(caught.value.line().splitlines()) == 1

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from config import difference, flat
-from engine import evaluate
+from engine.evaluate import evaluate
+from engine.step import StepSettings
 from tests import tiny
 from tests.launch import run
+from tests.run_folders import write_run
 from tests.trained import config_of, untrained_checkpoint
 from tools.shared.command import need
 from tools.shared.runs import find_runs, read_origins, read_run
+from tools.shared.steps import GivenTask
 from tools.shared.trained import load_model
 from utils import checkpoint
 from utils.errors import DataError, MismatchError, MissingError, UnavailableError
@@ -20,10 +23,8 @@ from utils.errors import DataError, MismatchError, MissingError, UnavailableErro
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    config = tiny.write_config(folder)
-    for seed in (0, 1):
-        arguments = tiny.arguments(config, folder, "--seed", str(seed), "--tag", f"seed{seed}")
-        assert run(arguments, folder)[0].code == 0
+    arguments = tiny.arguments(tiny.write_config(folder), folder, "--seed", "1", "--tag", "seed1")
+    assert run(arguments, folder)[0].code == 0
     return folder / "tiny"
 
 
@@ -50,9 +51,17 @@ def test_origins_of_values_that_look_like_comments():
     assert read_origins(text) == {"A": "--opts", "B.C": "default", "D": "a.yaml:3"}
 
 
-def test_runs_below_a_folder_are_found_once(finished):
-    found = find_runs([finished, finished / "seed0"])
-    assert [record.name for record in found] == ["tiny/seed0", "tiny/seed1"]
+def test_runs_below_a_folder_are_found_once(tmp_path):
+    folders = [write_run(tmp_path, "vit", seed, [10.0]) for seed in (1, 0)]
+    found = find_runs([tmp_path, folders[0]])
+    assert [record.name for record in found] == ["vit/seed0", "vit/seed1"]
+
+
+def test_the_headline_is_that_of_the_counts(tmp_path):
+    record = read_run(write_run(tmp_path, "vit", 0, [10.0, 31.0, 20.0]))
+    assert record.best["epoch"] == 1
+    assert (record.score(record.best), record.say(record.best)) == (31.0, "31.00 % (62/200)")
+    assert read_run(write_run(tmp_path, "new", 0, [], epochs=2)).best is None
 
 
 def test_what_is_no_run_is_said_in_one_line(finished, tmp_path):
@@ -61,11 +70,11 @@ def test_what_is_no_run_is_said_in_one_line(finished, tmp_path):
     with pytest.raises(MissingError, match="not a run folder"):
         read_run(tmp_path)
     with pytest.raises(MissingError, match="epoch_7.pth: no such checkpoint"):
-        read_run(finished / "seed0").checkpoint("epoch_7.pth")
+        read_run(finished / "seed1").checkpoint("epoch_7.pth")
 
 
 def test_a_damaged_file_is_named(finished, tmp_path):
-    (tmp_path / "config.yaml").write_text((finished / "seed0" / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text((finished / "seed1" / "config.yaml").read_text())
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0')
     with pytest.raises(DataError, match="a file of the run is damaged"):
         read_run(tmp_path)
@@ -74,21 +83,22 @@ def test_a_damaged_file_is_named(finished, tmp_path):
 def test_a_loaded_model_gives_the_logged_accuracy(finished):
     """Everything comes from the file; the counts are those that the run wrote."""
     from config import load_config
-    from data import build_data
+    from tasks.classification.data import build_data
+    from tests.helpers_data import alone, silent
     from utils.distributed import World
     from utils.signals import StopSignals
 
-    record = read_run(finished / "seed0")
+    record = read_run(finished / "seed1")
     loaded = load_model(record.checkpoint("last.pth"), device="cpu")
     assert loaded.epochs == 2
     assert loaded.img_size == (8, 8)
     assert not loaded.model.training
     config, _ = load_config(record.path / "config.yaml")
-    data = build_data(config, log=lambda line: None, train=False)
+    data = build_data(config, alone(), silent, training=False)
     assert loaded.class_names == data.info.class_names
-    world = World(torch.device("cpu"))
-    result = evaluate(loaded.model, data.val, device=world.device, amp_dtype=None, world=world, stop=StopSignals())
-    assert (result.correct, result.total) == (record.rows[-1]["correct"], record.rows[-1]["total"])
+    settings = StepSettings(World(torch.device("cpu")))
+    result = evaluate(GivenTask(None, None), data.val, loaded.model, settings, StopSignals())
+    assert [result[name] for name in ("correct", "total")] == [record.rows[-1][name] for name in ("correct", "total")]
 
 
 def test_weights_without_a_configuration_are_refused(tmp_path):

@@ -12,10 +12,7 @@ import pytest
 
 from tests.run_folders import write_run
 from tests.tiny import write_config
-from tools import compare, plot
-from tools.features import __main__ as features
-from tools.predict import __main__ as predict
-from tools.report import __main__ as report
+from tools import compare, features, plot, predict, report
 from tools.sweep import __main__ as sweep
 from tools.table import __main__ as table
 from utils.errors import DataError

@@ -7,7 +7,7 @@ import torch
 import main
 from config import default_config, to_plain
 from data.transforms import EvalTransform
-from models.build import build_model
+from tasks.backbone import build_model
 from tests import tiny
 from tests.helpers_data import class_folders
 from tools.shared.trained import LoadedModel

@@ -3,15 +3,16 @@
 Every value is printed with where it came from (a file and line, a flag, --opts or the default).
 """
 
+import statistics
 import sys
 from pathlib import Path
 
-from config import difference, flat
+from config import changes_results, difference, flat
 from tools.shared.command import EXITS, command, parser
 from tools.shared.curves import curves_figure
 from tools.shared.figures import check_path, save
-from tools.shared.groups import FREE_KEYS, RunGroup
-from tools.shared.runs import HEADLINE, read_run, say, score
+from tools.shared.groups import RunGroup
+from tools.shared.runs import read_run
 from utils.errors import ConfigError
 
 EXAMPLE = """\
@@ -27,7 +28,7 @@ def settings(a, b):
     values = [{key: repr(value) for key, value in flat(run.config).items()} for run in (a, b)]
     parts = (values[0], a.origins, values[1], b.origins)
     rows = [(key, *(part.get(key, ABSENT) for part in parts)) for key, _, _ in difference(a.config, b.config)]
-    return [row for row in rows if row[0] not in FREE_KEYS], [row for row in rows if row[0] in FREE_KEYS]
+    return [row for row in rows if changes_results(row[0])], [row for row in rows if not changes_results(row[0])]
 
 
 def surroundings(a, b):
@@ -40,46 +41,39 @@ def surroundings(a, b):
 def results(a, b):
     """[(what, of A, of B, B - A or '')]; what a run does not have (yet) is '-'."""
     rows = []
-    for (name, (text, value)), (other_text, other) in zip(_figures(a).items(), _figures(b).values(), strict=True):
-        rows.append((name, text, other_text, "" if None in (value, other) else _change(name, value, other)))
+    for (name, value, text, change), (_, other, other_text, _) in zip(_figures(a), _figures(b), strict=True):
+        texts = [ABSENT if of is None else say(of) for of, say in ((value, text), (other, other_text))]
+        rows.append((name, *texts, "" if None in (value, other) else change(value, other)))
     return rows
 
 
 def _figures(run):
-    """{what: (text, number for the difference or None)}."""
-    final, summary = run.rows[-1] if run.rows else None, run.summary or {}
+    """[(what, value or None, function to text, function of two values to the text of their difference)]."""
+    final, summary, name = run.rows[-1] if run.rows else None, run.summary or {}, run.headline.column
 
-    def headline(row):
-        if not row:
-            return ABSENT, None
-        return say(row) + (f", epoch {row['epoch'] + 1}" if "epoch" in row else ""), score(row)
+    def evaluation(row):
+        return run.say(row) + (f", epoch {row['epoch'] + 1}" if "epoch" in row else "")
 
-    def number(value, form):
-        return (ABSENT, None) if value is None else (format(value, form), value)
+    def points(before, after):
+        return f"{run.score(after) - run.score(before):+.2f} points"
 
-    def total(column):
-        return sum(row[column] for row in run.rows) if run.rows else None
+    def percent(before, after):
+        return f"{100 * (after - before) / before:+.1f} %" if before else ""
 
-    return {
-        "epochs": (f"{len(run.rows)} of {run.config['TRAIN']['EPOCHS']}", None),
-        f"best {HEADLINE}": headline(run.best),
-        f"final {HEADLINE}": headline(final),
-        f"test {HEADLINE}": headline(summary.get("test")),
-        "final validation loss": number(final and final["val_loss"], ".4f"),
-        "parameters": number(summary.get("params"), ",d"),
-        "multiply-accumulates": number(summary.get("macs"), ",d"),
-        "seconds": number(total("seconds"), ".1f"),
-        "images per second": number(final and total("img_per_s") / len(run.rows), ".1f"),
-    }
+    def of_rows(column, combine):
+        return combine(row[column] for row in run.rows) if run.rows else None
 
-
-def _change(name, before, after):
-    """The difference as text: points for the headline, the number itself for losses, otherwise per cent."""
-    if HEADLINE in name:
-        return f"{after - before:+.2f} points"
-    if "loss" in name:
-        return f"{after - before:+.4f}"
-    return f"{100 * (after - before) / before:+.1f} %" if before else ""
+    return [
+        ("epochs", f"{len(run.rows)} of {run.config['TRAIN']['EPOCHS']}", str, lambda before, after: ""),
+        (f"best {name}", run.best, evaluation, points),
+        (f"final {name}", final, evaluation, points),
+        (f"test {name}", summary.get("test"), evaluation, points),
+        ("final validation loss", final and final["val_loss"], "{:.4f}".format, lambda a, b: f"{b - a:+.4f}"),
+        ("parameters", summary.get("params"), "{:,d}".format, percent),
+        ("multiply-accumulates", summary.get("macs"), "{:,d}".format, percent),
+        ("seconds", of_rows("seconds", sum), "{:.1f}".format, percent),
+        ("images per second", of_rows("img_per_s", statistics.fmean), "{:.1f}".format, percent),
+    ]
 
 
 def aligned(header, rows):
@@ -94,13 +88,14 @@ def text_of(a, b):
     """All that is printed."""
     relevant, free = settings(a, b)
     header = ("key", "A", "from", "B", "from")
-    parts = [f"A  {a.path}\nB  {b.path}"]
-    parts.append(section("Configuration", header, relevant, "the same in everything that changes results"))
-    if free:
-        parts.append(section("Configuration that only says where and how fast", header, free))
-    parts.append(section("Environment", ("", "A", "B"), surroundings(a, b), "the same"))
-    parts.append(section("Results", ("", "A", "B", "B - A"), results(a, b)))
-    parts.append(f"One run each: how far seeds alone move the {HEADLINE} is not known from these two.")
+    parts = [
+        f"A  {a.path}\nB  {b.path}",
+        section("Configuration", header, relevant, "the same in everything that changes results"),
+        *([section("Configuration that only says where and how fast", header, free)] if free else []),
+        section("Environment", ("", "A", "B"), surroundings(a, b), "the same"),
+        section("Results", ("", "A", "B", "B - A"), results(a, b)),
+        f"One run each: how far seeds alone move the {a.headline.column} is not known from these two.",
+    ]
     return "\n\n".join(parts)
 
 

@@ -2,9 +2,13 @@
 
 import sys
 
+from tools.shared import behaviour
 from tools.shared.command import EXITS, command, not_negative, parser, positive
-from tools.shared.curves import AXES, WHAT, curves_figure
+from tools.shared.curves import AXES, curves_figure
 from tools.shared.figures import check_path, save
+from tools.shared.groups import parse_groups
+from tools.shared.predictions import predict_checkpoint
+from tools.shared.trained import load_model
 
 EXAMPLES = """\
 examples:
@@ -24,62 +28,55 @@ examples:
 
 def curves(options):
     """Loss, accuracy and learning rate of several runs in one picture."""
-    from tools.shared.groups import parse_groups
-
     groups = parse_groups(options.runs)
-    for remark in [line for group in groups for line in group.remarks()]:
-        print(f"note: {remark}", file=sys.stderr)
-    return curves_figure(groups, options.what, options.x)
+    figure = curves_figure(groups, options.what, options.x)
+    note(line for group in groups for line in group.remarks())
+    return figure
 
 
 def confusion(options):
     """The confusion matrix; prints the most frequent confusions."""
-    from tools.shared.behaviour import confusion_figure, most_confused, score
-
     predictions = predict(options)
-    print(f"{predictions.path}: {score(predictions)}")
     names = predictions.class_names
-    for true, said, times, total in most_confused(predictions):
+    for true, said, times, total in behaviour.most_confused(predictions):
         print(f"{times:6d} of {total} {names[true]!r} taken for {names[said]!r}")
-    return confusion_figure(predictions)
+    return behaviour.confusion_figure(predictions)
 
 
 def errors(options):
     """The worst errors as image grids; prints which files they are."""
-    from tools.shared.behaviour import caption, error_sets, errors_figure, score
-
     predictions = predict(options)
-    print(f"{predictions.path}: {score(predictions)}")
-    for title, positions in error_sets(predictions, options.count).items():
+    for title, positions in behaviour.error_sets(predictions, options.count).items():
         print(f"{title}:")
         for position in positions.tolist():
             name = predictions.images.name(int(predictions.indices[position]))
-            said = caption(predictions, position).replace("\n", ", ")
+            said = behaviour.caption(predictions, position).replace("\n", ", ")
             print(f"  {name}: loss {predictions.losses[position]:.3f}, {said}")
-    return errors_figure(predictions, options.count)
+    return behaviour.errors_figure(predictions, options.count)
 
 
 def scales(options):
     """Learned factors of the shortcuts over the depth; prints them."""
-    from tools.shared.behaviour import learned_scales, scale_remarks, scales_figure
-    from tools.shared.trained import checkpoint_of, load_model
-
-    loaded = [load_model(checkpoint_of(path), device="cpu") for path in options.checkpoints]
-    models = [(one.name, learned_scales(one.model)) for one in loaded]
+    loaded = [load_model(path, device="cpu") for path in options.checkpoints]
+    models = [(one.name, behaviour.learned_scales(one.model)) for one in loaded]
     for name, values in models:
         print(f"{name}: {' '.join(f'{value:.3f}' for value in values) or 'no learned scales'}")
-    for line in scale_remarks(models):
+    note(behaviour.scale_remarks(models))
+    return behaviour.scales_figure(models)
+
+
+def note(lines):
+    """Print remarks where they are not taken for the result."""
+    for line in lines:
         print(f"note: {line}", file=sys.stderr)
-    return scales_figure(models)
 
 
 def predict(options):
-    """The Predictions that the options of a subcommand ask for."""
-    from tools.shared.predictions import predict_checkpoint
-    from tools.shared.trained import checkpoint_of
-
+    """The Predictions that the options of a subcommand ask for; prints how many are right."""
     chosen = {name: getattr(options, name) for name in ("data_path", "part", "device", "batch_size", "workers")}
-    return predict_checkpoint(checkpoint_of(options.checkpoint), **chosen)
+    predictions = predict_checkpoint(options.checkpoint, **chosen)
+    print(f"{predictions.path}: {behaviour.score(predictions)}")
+    return predictions
 
 
 def build_parser():
@@ -97,7 +94,8 @@ def build_parser():
     sub = kind(curves)
     sub.add_argument("runs", nargs="+", metavar="FOLDER|NAME=FOLDER,...", help="run folders, or folders of run folders")
     sub.add_argument("--x", choices=AXES, default="epoch", help="horizontal axis (%(default)s)")
-    sub.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT), help="panels (all)")
+    sub.add_argument("--what", nargs="+", metavar="NAME", help="panels: loss, lr, or any column of metrics.jsonl, for "
+                     "instance accuracy (default: losses, the task's headline and lr)")  # fmt: skip
     for function in (confusion, errors):
         sub = kind(function)
         sub.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder (its best.pth)")

@@ -3,7 +3,7 @@
 python -m tools.timm_families [FAMILY ...]
 
 A family is a file of timm.models. One small model of each is built without values; its blocks are found as
-models.timm_shortcut finds them. Prints the Markdown table of docs/timm_models.md (minutes for all families).
+models.timm_models.shortcut finds them. Prints the Markdown table of docs/timm_models.md (minutes for all families).
 """
 
 import argparse
@@ -11,8 +11,8 @@ import argparse
 import timm
 import torch
 
-from models.timm_blocks import find_stages
-from models.timm_wrap import timm_names
+from models.timm_models.blocks import find_stages
+from models.timm_models.wrap import timm_names
 from utils.errors import listing
 
 # Parts of names, from small to large, to choose an example by.
@@ -29,30 +29,23 @@ def example(family):
     return min([name for name in names if not name.startswith("test_")] or names, key=size)
 
 
-def inspect_family(family):
-    """(example, number of blocks that can have a shortcut, token layouts in the order of the stages)."""
-    name = example(family)
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    stages, _ = find_stages(model, model.pretrained_cfg["input_size"])
-    layouts = dict.fromkeys(
-        stage.layout + (f" with {stage.prefix_tokens} prefix" if stage.prefix_tokens else "") for stage in stages
-    )
-    return name, sum(len(stage.blocks) for stage in stages), list(layouts)
-
-
 def table(families):
     """The Markdown lines: a row per supported family, then the names of the others."""
     lines = ["| family (file of timm.models) | example | blocks | tokens |", "|---|---|---|---|"]
     unsupported = []
     for family in families:
+        name = example(family)
         try:
-            name, blocks, layouts = inspect_family(family)
+            with torch.device("meta"):
+                model = timm.create_model(name)
+            stages, _ = find_stages(model, model.pretrained_cfg["input_size"])
         except (RuntimeError, AssertionError, NotImplementedError) as error:  # does not run without values
             unsupported.append(f"{family} ({type(error).__name__})")
             continue
+        blocks, prefixes = sum(len(stage.blocks) for stage in stages), [stage.prefix_tokens for stage in stages]
+        layouts = [stage.layout + f" with {n} prefix" * bool(n) for stage, n in zip(stages, prefixes, strict=True)]
         if blocks:
-            lines.append(f"| {family} | `timm/{name}` | {blocks} | {', '.join(layouts)} |")
+            lines.append(f"| {family} | `timm/{name}` | {blocks} | {', '.join(dict.fromkeys(layouts))} |")
         else:
             unsupported.append(family)
     supported = len(lines) - 2

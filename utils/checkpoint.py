@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import DataError, MissingError, StorageError
+from utils.errors import DataError, MissingError
+from utils.files import replace_whole, storage_errors
 from utils.safe_load import read_tensors
 
 SEAL = re.compile(rb"step=(\d{12}) sha256=([0-9a-f]{64})")
@@ -38,14 +39,12 @@ def digest_of(path, length):
 
 
 def seal(path, step):
-    """Append the seal as the zip archive's comment and flush it to the disk."""
+    """Append the seal as the zip archive's comment."""
     with open(path, "r+b") as file:
         file.seek(-2, os.SEEK_END)  # the archive ends with the length of its comment, two bytes
         file.write(SEAL_LENGTH.to_bytes(2, "little") + b"step=%012d sha256=" % step)
         file.flush()
         file.write(digest_of(path, file.tell()).encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def sealed_step(path):
@@ -67,35 +66,17 @@ def check_seal(path):
         raise DataError(f"{path}: checksum differs, the file was damaged after it was written")
 
 
-def fsync_folder(folder):
-    """Make renames in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def save(path, payload, step, keep_as=None):
     """Write `payload` (tensors and plain values) to `path` atomically; raises StorageError, leaving the old file.
 
     `keep_as`: the name that the file at `path` gets before the new one takes its place, so that one whole checkpoint
     exists at every moment.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(payload, file)
+    kept = "; the previous checkpoint is kept"
+    with replace_whole(path, hint=kept, keep_as=keep_as) as temporary:
+        with open(temporary, "wb") as file, storage_errors(path, hint=kept, also=(RuntimeError,)):
+            torch.save(payload, file)  # which reports a failed write as RuntimeError
         seal(temporary, step)
-        if keep_as and path.exists():
-            os.replace(path, path.with_name(keep_as))
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise StorageError(f"{path}: could not be written ({reason}); the previous checkpoint is kept") from error
 
 
 def load(path):
@@ -105,12 +86,6 @@ def load(path):
         raise MissingError(f"{path}: no such checkpoint")
     check_seal(path)
     return read_tensors(path)
-
-
-def remove_leftovers(folder):
-    """Delete temporary files of a process that was killed while writing."""
-    for path in Path(folder).glob(".*.tmp"):
-        path.unlink()
 
 
 def prune_epochs(folder, keep):

@@ -20,6 +20,7 @@ REPLACED = {
     "train.lr_scheduler.warmup_prefix": "the schedule always follows the warm-up, delete the line",
     "train.lr_scheduler.gamma": "now TRAIN.LR_SCHEDULER.DECAY_RATE",
     "train.lr_scheduler.multisteps": "use TRAIN.LR_SCHEDULER.DECAY_EPOCHS",
+    "data.decoder": "gone, delete the line",
     "data.mask_patch_size": "not supported, delete the line",
     "data.mask_ratio": "not supported, delete the line",
     "test.sequential": "every image is always read once, in order; delete the line",

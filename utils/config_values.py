@@ -7,12 +7,6 @@ import yaml
 from utils.errors import ConfigError
 from utils.yaml_lines import parse_value
 
-ITEM_TYPES = {  # of lists whose default is empty
-    "MODEL.SHORTCUT.KERNELS": int,
-    "AUG.CUTMIX_MINMAX": float,
-    "DATA.MEAN": float,
-    "DATA.STD": float,
-}
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 LARGEST = 1e300  # beyond it a whole number of YAML no longer fits into a float
@@ -35,17 +29,20 @@ def _shortened(text):
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
-def convert(key, leaf, default):
-    """`leaf`'s value in the type of `default`. 5 is fine for 5.0, 5.0 for 5, 1e-3 is a number; the rest is strict.
+def convert(key, leaf, row):
+    """`leaf`'s value in the type that the key's row in config.KEYS tells.
+
+    5 is fine for 5.0, 5.0 for 5, 1e-3 is a number; the rest is strict.
 
     Raises ConfigError naming key, value, origin and what is allowed.
     """
     if leaf.value is None:
-        off = shown_value(type(default)())
-        instead = f"write {off} for none or delete the line" if type(default) in (str, list) else "delete the line"
+        instead = "delete the line"
+        if isinstance(row.default, str | list):
+            instead = f"write {shown_value(type(row.default)())} for none or {instead}"
         raise ConfigError(f"{key}: has no value (null) ({leaf.origin}); {instead}")
     try:
-        return CONVERTERS.get(key, _by_default)(key, leaf, default)
+        return _by_row(leaf, row)
     except ValueError as problem:
         shown = shown_value(leaf.value) if leaf.text is None else _shortened(leaf.text) or "''"
         raise ConfigError(f"{key}: {shown} is not {problem} ({leaf.origin})") from None
@@ -69,9 +66,12 @@ def free_value(key, leaf):
     return leaf.value
 
 
-def _by_default(key, leaf, default):
+def _by_row(leaf, row):
+    default, kind = row.default, row.kind
     if isinstance(default, list):
-        return _list(leaf, ITEM_TYPES[key] if not default else type(default[0]))
+        return _list(leaf, kind or type(default[0]))
+    if kind:
+        return kind(leaf)
     if type(default) is str:
         if leaf.text is None:
             raise ValueError(NAMES[str])
@@ -112,8 +112,8 @@ def _list(leaf, kind):
         raise ValueError(f"a list of {PLURALS[kind]}") from None
 
 
-def _image_size(key, leaf, default):
-    del key, default
+def image_size(leaf):
+    """A whole number or a list of two."""
     try:
         if not isinstance(leaf.value, list):
             return _scalar(leaf.value, int)
@@ -123,8 +123,8 @@ def _image_size(key, leaf, default):
         raise ValueError("a whole number or [HEIGHT, WIDTH]") from None
 
 
-def _span(key, leaf, default):
-    del key, default
+def span(leaf):
+    """A whole number or the word stage."""
     if leaf.text == "stage":
         return "stage"
     try:
@@ -132,5 +132,3 @@ def _span(key, leaf, default):
     except ValueError:
         raise ValueError("a whole number or stage") from None
 
-
-CONVERTERS = {"DATA.IMG_SIZE": _image_size, "MODEL.SHORTCUT.SPAN": _span}

@@ -13,7 +13,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from config import difference
 from utils import errors
 from utils.errors import ConfigError, RunError, UnavailableError
 
@@ -166,18 +165,6 @@ def connect(device_name, timeout, local_rank=None):
     except (dist.DistError, ValueError) as error:
         raise UnavailableError(f"rank {rank} of {size} could not join: {str(error).splitlines()[0]}") from None
     return World(device, rank, size, dist.new_group(backend="gloo", timeout=limit), store)
-
-
-def refuse_different_configurations(world, plain):
-    """Raise ConfigError on all ranks, naming the first key, if their configurations (plain dicts) are not the same."""
-    everyone = world.gather(plain)
-    for rank, other in enumerate(everyone):
-        changes = difference(everyone[0], other)
-        if changes:
-            key, first, second = changes[0]
-            raise ConfigError(
-                f"{key}: rank 0 has {first!r}, rank {rank} has {second!r}; start all ranks with the same command"
-            )
 
 
 def disconnect(world):

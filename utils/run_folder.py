@@ -1,33 +1,14 @@
 """The folder a run leaves behind. Rank 0 alone creates, locks and writes it."""
 
 import contextlib
-import fcntl
 import json
-import os
-import socket
 import subprocess
 from pathlib import Path
 
 from utils.errors import OutputError, StorageError
+from utils.files import FileLock, replace_whole, storage_errors
 
 CHECKPOINTS = "checkpoints"
-
-
-def write_atomically(path, text):
-    """Replace a small text file as a whole. Raises StorageError."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with storage_errors(path):
-        temporary.write_text(text)
-        os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def storage_errors(path):
-    """Turn an OSError in the block into a StorageError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{path}: could not be written ({error.strerror})") from error
 
 
 class RunFolder:
@@ -36,7 +17,7 @@ class RunFolder:
     def __init__(self, path):
         self.path = Path(path)
         self.checkpoints = self.path / CHECKPOINTS
-        self._lock = None
+        self._lock = FileLock(self.path / ".lock")
 
     @classmethod
     def of(cls, config):
@@ -50,36 +31,25 @@ class RunFolder:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until close()
+            owner = self._lock.take()
         except OSError as error:
             raise OutputError(f"{self.path}: the run folder cannot be written ({error.strerror})") from None
-        try:
-            # A POSIX record lock: not inherited by loader workers, so it never outlives this process.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
-            self._lock.close()
-            self._lock = None
-            raise OutputError(f"{self.path}: in use by {owner}; use another --tag or wait for it") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+        if owner:
+            raise OutputError(f"{self.path}: in use by {owner}; use another --tag or wait for it")
 
     def close(self):
         """Release the lock."""
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     @property
     def is_open(self):
         """Whether this process holds the lock."""
-        return self._lock is not None
+        return self._lock.held
 
     def write(self, name, text):
         """Replace the file `name`."""
-        write_atomically(self.path / name, text)
+        with replace_whole(self.path / name, fsync=False) as temporary:
+            temporary.write_text(text)
 
     def write_json(self, name, value):
         """Replace the JSON file `name`."""

@@ -2,9 +2,27 @@
 
 import signal
 import threading
+from typing import NamedTuple
 
 # name -> exit code; 75 tells a scheduler that the run was preempted, is saved and can be started again
 STOP_SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
+
+
+class Wishes(NamedTuple):
+    """What somebody asks of a run from outside: to stop (the signal's name), to save a checkpoint."""
+
+    stop: str | None = None
+    save: bool = False
+
+    def flags(self):
+        """The wishes as a list of floats, which ranks add up to agree."""
+        return [*(float(self.stop == name) for name in STOP_SIGNALS), float(self.save)]
+
+    @classmethod
+    def from_flags(cls, flags):
+        """The inverse of `flags` after summing: what any rank wished; of several signals the first."""
+        *stops, save = flags
+        return cls(next((name for name, flag in zip(STOP_SIGNALS, stops, strict=True) if flag), None), bool(save))
 
 
 class StopSignals:
@@ -27,12 +45,3 @@ class StopSignals:
 
     def _receive(self, number, _frame):
         self.requested = self.requested or signal.Signals(number).name
-
-    def flags(self):
-        """1.0 at the place of the requested signal in STOP_SIGNALS, 0.0 elsewhere: what ranks add up to agree."""
-        return [float(self.requested == name) for name in STOP_SIGNALS]
-
-    @staticmethod
-    def from_flags(flags):
-        """Name of the first signal that any rank received, or None; the inverse of `flags` after summing."""
-        return next((name for name, flag in zip(STOP_SIGNALS, flags, strict=True) if flag), None)

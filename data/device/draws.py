@@ -1,21 +1,79 @@
 """All that is random about the augmentation of a batch, as tensors: drawn once, then applied by any implementation.
 
-Every number is a function of (seed, epoch, image index). The distributions are those of the CPU path: the algorithms of
-timm (random resized crop, RandAugment, random erasing) and torchvision (padded crop, flips, colour jitter), on the
-same integer grids. Drawing happens on the CPU in float64, so that every device gets the same draws.
+Every number is a function of (key, epoch, image, stream, position) through Philox4x32-10, the counter-based generator
+of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), section 4: ten rounds turn a counter of four
+32-bit words (position, stream, image index, epoch) and a key of two into four random words. Nothing has a state, so no
+draw depends on another one, on the batch around an image or on the number of processes. Triton's `tl.philox(key,
+position, stream, index, epoch)` gives the same words.
+
+The distributions are those of the CPU path: the algorithms of timm (random resized crop, RandAugment, random erasing)
+and torchvision (padded crop, flips, colour jitter), on the same integer grids. Drawing happens on the CPU in float64,
+so that every device gets the same draws.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from data.device.ops import Op, affine_matrices
-from data.device.random import uniforms
+from data.device.pillow import affine_matrices
 from utils.seed import derive_seed
 
 ATTEMPTS = 10  # of timm to find a crop or a rectangle that fits
 CROP, FLIP, ERASE, NOISE, STAGE = 0, 1, 2, 3, 8  # Philox streams; stage s of the recipe has STAGE + s
+WORD = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)  # what the key grows by in every round
+ROUNDS = 10
+
+
+def philox(key, counter):
+    """Four int64 tensors of random words (0..2**32-1) from a 64-bit integer and four counter words.
+
+    The counter words are int64 tensors or integers that broadcast against each other, at least one of them a tensor.
+    """
+    key = [key & WORD, (key >> 32) & WORD]
+    device = next(word.device for word in counter if isinstance(word, torch.Tensor))
+
+    def on_device(word):  # `torch.as_tensor(word, device=device)` would copy an integer and wait for CUDA
+        return word if isinstance(word, torch.Tensor) else torch.full((), word, dtype=torch.int64, device=device)
+
+    c0, c1, c2, c3 = torch.broadcast_tensors(*(on_device(word) for word in counter))
+    for _ in range(ROUNDS):
+        # A product may need all 64 bits: int64 wraps, and the mask takes away the sign that the shift fills in.
+        first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c2 = (second >> 32) & WORD ^ c1 ^ key[0], (first >> 32) & WORD ^ c3 ^ key[1]
+        c1, c3 = second & WORD, first & WORD
+        key = [(word + step) & WORD for word, step in zip(key, WEYL, strict=True)]
+    return c0, c1, c2, c3
+
+
+def uniforms(key, epoch, index, stream, count):
+    """float64 (B, count) in [0, 1) for the images `index` (int64 (B,)); word k of position p is number 4 * p + k."""
+    position = torch.arange(-(-count // 4), device=index.device)
+    words = philox(key, (position, stream, index[:, None], epoch))
+    return torch.stack(words, dim=-1).flatten(1)[:, :count].double() * 2.0**-32
+
+
+def box_muller(first, second):
+    """A pair of independent standard normals from two uniforms, the first in (0, 1]: (r cos t, r sin t)."""
+    radius, angle = torch.sqrt(-2.0 * torch.log(first)), 2.0 * math.pi * second
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def normals(key, epoch, index, stream, position):
+    """Three standard normals, float32 (..., 3), for every `position`, which broadcasts against `index`.
+
+    The uniforms are the upper 24 bits of the four words, exact in float32: (w >> 8) * 2**-24, and one step more where a
+    logarithm is taken. Numbers 0 and 1 are the pair of words 0 and 1, number 2 is the first of words 2 and 3. The words
+    are the same everywhere; logarithm, sine and cosine differ between devices by float rounding.
+    """
+    words = philox(key, (position, stream, index, epoch))
+    a, b, c, d = ((word >> 8).float() for word in words)
+    step = 2.0**-24
+    first, second = box_muller((a + 1) * step, b * step)
+    third, _ = box_muller((c + 1) * step, d * step)
+    return torch.stack([first, second, third], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -25,10 +83,10 @@ class AugmentDraws:
     crop    int32 (B, 4): top, left, height, width of the window on the recipe's frame; what lies outside the frame
             (padded crop only) is black
     hflip   bool (B,), vflip bool (B,): after the crop, horizontally first (the order does not matter)
-    op      int32 (L, B): `ops.Op`, -1 for none
-    value   float32 (L, B): its argument, see `ops.Op`; 0 where there is none
-    matrix  float64 (L, B, 6): inverse affine map of the operations ops.AFFINE, identity elsewhere (float32 on MPS,
-            which has no float64); see `ops.affine_matrices`
+    op      int32 (L, B): `pillow.Op`, -1 for none
+    value   float32 (L, B): its argument, see `pillow.Op`; 0 where there is none
+    matrix  float64 (L, B, 6): inverse affine map of the operations of AFFINE, identity elsewhere (float32 on MPS,
+            which has no float64); see `affine_matrices`
     erase   int32 (R, B, 4): top, left, height, width; height and width 0 for none; later ones go over earlier ones
     index   int64 (B,): the image's index in its dataset: with `key` and `epoch` the key of its noise
     key     64-bit Philox key of the run
@@ -55,9 +113,8 @@ class AugmentDraws:
 
     def map(self, function):
         """The same with `function(name, tensor)` applied to every tensor."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: function(name, value) for name, value in values.items() if isinstance(value, torch.Tensor)}
-        return replace(self, **tensors)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: function(name, value) for name, value in tensors.items()})
 
     def part(self, start, stop, on_host=None):
         """The draws of images `start` to `stop`; `on_host` is the same object on the CPU if this one is elsewhere."""
@@ -69,7 +126,8 @@ class AugmentDraws:
 
     def counted(self):
         """The same with `counts` and `areas` filled in; on the CPU, so that no device is waited for."""
-        counts = tuple(dict(zip(*counted_values(layer), strict=True)) for layer in self.op)
+        found = (layer.unique(return_counts=True) for layer in self.op)
+        counts = tuple(dict(zip(ops.tolist(), numbers.tolist(), strict=True)) for ops, numbers in found)
         return replace(self, counts=counts, areas=tuple((self.erase[..., 2] * self.erase[..., 3]).sum(1).tolist()))
 
     def pinned(self):
@@ -87,11 +145,6 @@ class AugmentDraws:
         return self.map(move)
 
 
-def counted_values(layer):
-    """(values, how often) of an int tensor, as lists."""
-    return [part.tolist() for part in layer.unique(return_counts=True)]
-
-
 BATCH_DIM = {"op": 1, "value": 1, "matrix": 1, "erase": 1}  # the others have the batch first
 
 
@@ -107,7 +160,9 @@ def draw(recipe, key, epoch, index):
         return uniforms(key, epoch, index, stream, count)
 
     hflip, vflip = (take(FLIP, 2) < torch.tensor([recipe.hflip, recipe.vflip], dtype=torch.float64)).unbind(1)
-    op, value = draw_layers(recipe, take, len(index))
+    layers = [stage.draw(take(STAGE + place, stage.numbers), recipe.size) for place, stage in enumerate(recipe.stages)]
+    layers.append((torch.zeros(0, len(index), dtype=torch.int64), torch.zeros(0, len(index), dtype=torch.float64)))
+    op, value = (torch.cat(parts) for parts in zip(*layers, strict=True))
     return AugmentDraws(
         crop=CROPS[recipe.crop](recipe, take, len(index)).int(),
         hflip=hflip,
@@ -122,14 +177,6 @@ def draw(recipe, key, epoch, index):
     ).counted()
 
 
-def draw_layers(recipe, take, batch):
-    """(op int64, value float64), each (L, B)."""
-    drawn = [stage.draw(take(STAGE + place, stage.numbers), recipe.size) for place, stage in enumerate(recipe.stages)]
-    if not drawn:
-        return torch.full((0, batch), int(Op.NONE)), torch.zeros(0, batch, dtype=torch.float64)
-    return tuple(torch.cat(parts) for parts in zip(*drawn, strict=True))
-
-
 def between(uniform, low, high):
     """Uniform in low..high."""
     return low + (high - low) * uniform
@@ -140,10 +187,16 @@ def below(uniform, count):
     return (uniform * count).floor().long()
 
 
-def first_fit(fits, *values):
-    """(any fits (B,), values of the first attempt that fits) from (B, attempts) tensors."""
+def first_window(fits, height, width, numbers, rows, columns):
+    """(whether any fits (B,), window (B, 4)) of the first attempt that fits, from (B, attempts) tensors.
+
+    The last two of `numbers` (B, attempts, 4) choose its place in `rows` x `columns`.
+    """
     first = fits.int().argmax(dim=1, keepdim=True)
-    return fits.any(dim=1), *(value.gather(1, first)[:, 0] for value in values)
+    values = height, width, numbers[..., 2], numbers[..., 3]
+    height, width, row, column = (value.gather(1, first)[:, 0] for value in values)
+    window = torch.stack([below(row, rows - height + 1), below(column, columns - width + 1), height, width], dim=1)
+    return fits.any(dim=1), window.long()
 
 
 def draw_resized_crop(recipe, take, batch):
@@ -156,11 +209,9 @@ def draw_resized_crop(recipe, take, batch):
     area = between(numbers[..., 0], *recipe.scale) * (rows * columns)
     ratio = torch.exp(between(numbers[..., 1], *(math.log(bound) for bound in recipe.ratio)))
     width, height = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()
-    found, width, height, row, column = first_fit(
-        (width <= columns) & (height <= rows), width, height, numbers[..., 2], numbers[..., 3]
-    )
-    window = torch.stack([below(row, rows - height + 1), below(column, columns - width + 1), height, width], dim=1)
-    return torch.where(found[:, None], window.long(), torch.tensor(central_window(rows, columns, recipe.ratio)))
+    fits = (width <= columns) & (height <= rows)
+    found, window = first_window(fits, height, width, numbers, rows, columns)
+    return torch.where(found[:, None], window, torch.tensor(central_window(rows, columns, recipe.ratio)))
 
 
 def central_window(rows, columns, ratio):
@@ -180,12 +231,11 @@ def draw_padded_crop(recipe, take, batch):
     return torch.stack(moves + [torch.full_like(moves[0], side) for side in recipe.size], dim=1)
 
 
-def whole_frame(recipe, take, batch):
-    """The frame itself as windows (B, 4)."""
-    return torch.tensor((0, 0, *recipe.geometry.frame[2:])).repeat(batch, 1)
-
-
-CROPS = {"resized": draw_resized_crop, "padded": draw_padded_crop, "none": whole_frame}
+CROPS = {
+    "resized": draw_resized_crop,
+    "padded": draw_padded_crop,
+    "none": lambda recipe, take, batch: torch.tensor((0, 0, *recipe.geometry.frame[2:])).repeat(batch, 1),
+}
 
 
 def draw_rectangles(recipe, take, batch):
@@ -193,20 +243,17 @@ def draw_rectangles(recipe, take, batch):
     erase, (rows, columns) = recipe.erase, recipe.size
     if erase is None:
         return torch.zeros(0, batch, 4)
-    fewest, most = erase.count
+    fewest, most = erase.min_count, erase.max_count
     numbers = take(ERASE, 2 + most * 4 * ATTEMPTS)
     count = fewest + below(numbers[:, 1], most - fewest + 1)
-    wanted = torch.where(numbers[:, 0] < erase.prob, count, 0)
+    wanted = torch.where(numbers[:, 0] < erase.probability, count, 0)
     numbers = numbers[:, 2:].unflatten(1, (most, ATTEMPTS, 4))
     rectangles = []
     for place in range(most):
         u = numbers[:, place]
-        area = between(u[..., 0], *erase.area) * (rows * columns) / count[:, None]
-        ratio = torch.exp(between(u[..., 1], *erase.log_ratio))
+        area = between(u[..., 0], erase.min_area, erase.max_area) * (rows * columns) / count[:, None]
+        ratio = torch.exp(between(u[..., 1], *erase.log_aspect_ratio))
         height, width = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()
-        found, height, width, row, column = first_fit(
-            (width < columns) & (height < rows), height, width, u[..., 2], u[..., 3]
-        )
-        box = torch.stack([below(row, rows - height + 1), below(column, columns - width + 1), height, width], dim=1)
-        rectangles.append(torch.where((found & (place < wanted))[:, None], box.long(), 0))
+        found, box = first_window((width < columns) & (height < rows), height, width, u, rows, columns)
+        rectangles.append(torch.where((found & (place < wanted))[:, None], box, 0))
     return torch.stack(rectangles)

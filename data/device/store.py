@@ -1,40 +1,41 @@
-"""The whole dataset as uint8 where the model is: decoded once, by workers, and then gathered from.
+"""The whole dataset as uint8 where the model is: decoded once, by workers, kept on disk, and then gathered from.
 
 Only images of one size can lie in one tensor without changing what the recipe makes of them; a dataset of several
-sizes, or one over the budget, is read by workers as it goes (`data/device/loader.py`).
+sizes, or one over the budget, is read by workers as it goes (`data/device/build.py`).
+
+On disk decoded images are a .npy file (N, 3, H, W) of uint8 with a footer that holds a checksum; a damaged file is
+rebuilt. Its name is a hash of what was decoded, and by what. It appears only when it is complete, and a lock makes
+other processes, of this run or another, wait for the one that writes (docs/data.md).
 """
 
+import hashlib
+import json
+import os
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
-from torch.utils.data import Dataset
+from torchvision.transforms.functional import pil_to_tensor
 
 from data.base import ArrayImages, Subset
-from data.device.cache import PixelFile, cache_file, locked, read_pixels
-from data.loaders import BatchReader
-from data.samples import Sample, bad_image_limit
+from data.loaders import BatchReader, note_left_out
+from data.samples import EvalSamples, Sample
 from utils.errors import DataError, MissingError, RunError, StorageError
+from utils.files import FileLock, replace_whole, storage_errors
 
+FORMAT = 1
+DEFAULT_FOLDER = ".datasets/pixels"  # below the current folder, for an empty DATA.PIXEL_CACHE
+HINT = "; see DATA.PIXEL_CACHE"
+CHUNK = 64 << 20  # bytes read at a time to check a file
 PROBES = 32  # images that are looked at to see whether a dataset may have one size
 BATCH = 256  # images per batch while decoding
 
 
 class NotResident(RunError):
     """Why a dataset cannot lie on the device; the text says it."""
-
-
-@dataclass(frozen=True)
-class PixelStore:
-    """All images of a dataset: `pixels` uint8 (N, 3, H, W) on the device; `bad` {index: error}, their pixels are 0."""
-
-    pixels: torch.Tensor
-    bad: dict
-
-    @property
-    def stored(self):
-        """(height, width) of every image."""
-        return tuple(self.pixels.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,18 @@ class Part:
     rows: torch.Tensor
     labels: torch.Tensor
 
-    def __len__(self):
-        return len(self.rows)
-
     @property
     def stored(self):
         """(height, width) of every image."""
         return tuple(self.pixels.shape[2:])
 
 
-def as_array(image):
-    """uint8 (3, H, W) from an RGB PIL image."""
-    return np.asarray(image).transpose(2, 0, 1)
-
-
 def base_of(images):
-    """(whole dataset, indices into it or None) behind nested subsets."""
+    """(whole dataset, indices into it) behind nested subsets."""
     if not isinstance(images, Subset):
-        return images, None
+        return images, np.arange(len(images))
     base, indices = base_of(images.dataset)
-    return base, images.indices if indices is None else indices[images.indices]
+    return base, indices[images.indices]
 
 
 def probe(images):
@@ -89,106 +82,145 @@ def check_size(size, expected, name, other="the others"):
         raise NotResident(f"images differ in size ({name} has {texts[0]}, {other} {texts[1]})")
 
 
-class DecodeSamples(Dataset):
+def load_store(images, size, skip_bad, folder, device, options):
+    """(pixels uint8 (N, 3, H, W), {index: error}) of a whole dataset of images of `size`: pixels of bad ones are 0.
+
+    They lie on `device`, and come from memory, from a file in `folder`, or are decoded with `options` of BatchReader.
+    Raises NotResident, StorageError, or the error of a bad image.
+    """
+
+    def decoded():
+        return decode(images, size, skip_bad, options)
+
+    path, bad = cache_file(folder, images), {}
+    if isinstance(images, ArrayImages):
+        pixels = np.ascontiguousarray(images.pixels.transpose(0, 3, 1, 2))
+    elif path is None:
+        parts = list(decoded())
+        pixels = np.concatenate([pixels for pixels, _ in parts])
+        bad = {index: error for _, more in parts for index, error in more.items()}
+    else:
+        pixels, bad = cached(path, (len(images), 3, *size), decoded, options["log"])
+    return torch.from_numpy(pixels).to(device), bad
+
+
+class DecodeSamples(EvalSamples):
     """Images of one size as uint8 tensors, for loader workers; with `skip_bad` an unreadable one is black."""
 
     def __init__(self, images, size, skip_bad):
-        self.images, self.size, self.skip_bad = images, size, skip_bad
-
-    def __len__(self):
-        return len(self.images)
+        super().__init__(images, pil_to_tensor)
+        self.size, self.skip_bad = size, skip_bad
 
     def __getitem__(self, index):
-        notes = []
-        try:
-            pixels = as_array(self.images.load(index, lambda *note: notes.append(note)))
-            check_size(pixels.shape[1:], self.size, self.images.name(index))
-        except (DataError, MissingError) as error:
-            if not self.skip_bad:
+        sample = super().__getitem__(index)
+        if isinstance(sample, Sample):
+            try:
+                check_size(tuple(sample.image.shape[1:]), self.size, self.images.name(index))
+            except NotResident as error:
                 return error
-            return Sample(torch.zeros(3, *self.size, dtype=torch.uint8), 0, [(index, str(error))], notes)
-        except RunError as error:
-            return error
-        return Sample(torch.from_numpy(pixels.copy()), 0, [], notes)
+        elif self.skip_bad and isinstance(sample, (DataError, MissingError)):
+            return Sample(torch.zeros(3, *self.size, dtype=torch.uint8), 0, [(index, str(sample))], [])
+        return sample
 
 
 def decode(images, size, skip_bad, options):
-    """Yield (pixels uint8 (n, 3, H, W), {index: error}) in order; `options` of BatchReader. Raises NotResident."""
+    """Yield (pixels uint8 (n, 3, H, W), {index: error}) in order. Raises NotResident."""
     batches = [range(first, min(first + BATCH, len(images))) for first in range(0, len(images), BATCH)]
     reader = BatchReader(DecodeSamples(images, size, skip_bad), **{**options, "pin_memory": False})
     for batch in reader.read(batches, lambda number: f"decoding from {images.name(batches[number][0])} on"):
         yield batch.images.numpy(), dict(batch.left_out)
 
 
-def decoded(images, size, skip_bad, folder, options):
-    """(pixels uint8 (N, 3, H, W), {index: error}): from memory, from the cache, or decoded and cached.
+def cache_file(folder, images):
+    """The path for the decoded `images`, or None for datasets that are made or held in memory. Raises StorageError."""
+    entries = images.fingerprint()
+    if entries is None:
+        return None
+    digest = hashlib.blake2b(json.dumps([FORMAT, PIL.__version__]).encode(), digest_size=12)
+    folder = Path(folder or DEFAULT_FOLDER)
+    with storage_errors(folder, "read", HINT):
+        for entry in entries:
+            digest.update(json.dumps(entry).encode())
+    return folder / f"{digest.hexdigest()}.npy"
 
-    Raises StorageError.
-    """
-    if isinstance(images, ArrayImages):
-        return np.ascontiguousarray(images.pixels.transpose(0, 3, 1, 2)), {}
-    path = cache_file(folder, images)
-    if path is None:
-        parts = list(decode(images, size, skip_bad, options))
-        return np.concatenate([pixels for pixels, _ in parts]), {k: v for _, bad in parts for k, v in bad.items()}
-    found = read_pixels(path, len(images))  # a whole file needs no lock, so its folder may be read-only
+
+def cached(path, shape, decoded, log):
+    """(pixels uint8 `shape` (N, 3, H, W), {index: error}) of a cache file, made of `decoded()` if need be."""
+    found = read_pixels(path, shape)  # a whole file needs no lock, so its folder may be read-only
     if found is not None:
         return found
-    with locked(path, options["log"]):
-        found = read_pixels(path, len(images))  # of a process that was waited for
+    with FileLock(path.with_suffix(".lock")) as lock:
+        with storage_errors(path, "locked", HINT):
+            if owner := lock.take():
+                log(f"{path}: waiting for {owner}, which decodes or checks it")
+                lock.take(wait=True)
+        found = read_pixels(path, shape)  # of a process that was waited for
         if found is None:
             again = "damaged, decoding again" if path.exists() else "decoding once"
-            options["log"](f"{path}: {again} {len(images)} images of {size[0]}x{size[1]}")
-            write(path, images, size, skip_bad, options)
-            found = read_pixels(path, len(images))
+            log(f"{path}: {again} {shape[0]} images of {shape[2]}x{shape[3]}")
+            write_pixels(path, shape, decoded())
+            found = read_pixels(path, shape)
             if found is None:
-                raise StorageError(f"{path}: reads back otherwise than it was written; see DATA.PIXEL_CACHE")
+                raise StorageError(f"{path}: reads back otherwise than it was written{HINT}")
     return found
 
 
-def write(path, images, size, skip_bad, options):
-    """Decode all images into the cache file."""
-    bad = {}
-    with PixelFile(path, (len(images), 3, *size)) as file:
-        for pixels, more in decode(images, size, skip_bad, options):
-            file.add(pixels)
+def write_pixels(path, shape, batches):
+    """Write a cache file of `shape` (N, 3, H, W) from `batches` of (pixels uint8 (n, 3, H, W), {index: error})."""
+    checksum, bad = 0, {}
+    with replace_whole(path, HINT) as temporary, open(temporary, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for pixels, more in batches:
+            content = np.ascontiguousarray(pixels).data.cast("B")
+            checksum = zlib.crc32(content, checksum)
+            file.write(content)
             bad |= more
-        file.close(bad)
+        footer = json.dumps({"shape": list(shape), "crc32": checksum, "bad": bad}).encode()
+        file.write(footer + len(footer).to_bytes(8, "little"))
 
 
-def load_store(images, size, skip_bad, folder, device, options):
-    """The PixelStore of a whole dataset, on `device`. Raises NotResident or the error of a bad image."""
-    pixels, bad = decoded(images, size, skip_bad, folder, options)
-    return PixelStore(torch.from_numpy(pixels).to(device), bad)
+def read_pixels(path, shape):
+    """(pixels, bad) of a sound cache file of `shape`, or None if there is none or it is damaged.
+
+    `pixels` uint8 (N, 3, H, W), memory-mapped, changes to it stay in memory; `bad` {index: error}.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(-8, os.SEEK_END)
+            length = int.from_bytes(file.read(8), "little")
+            file.seek(-8 - length, os.SEEK_END)
+            footer = json.loads(file.read(length))
+        pixels = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(footer, dict) or "bad" not in footer or footer.get("shape") != list(shape):
+        return None
+    if pixels.shape != tuple(shape) or pixels.dtype != np.uint8:
+        return None
+    flat, checksum = pixels.reshape(-1), 0
+    for start in range(0, len(flat), CHUNK):
+        checksum = zlib.crc32(flat[start : start + CHUNK], checksum)
+    if checksum != footer.get("crc32"):
+        return None
+    return pixels, {int(index): text for index, text in footer["bad"].items()}
 
 
-def part_of(store, images, skip_bad, log):
-    """The Part of `images`, which the store holds or whose base it holds.
+def part_of(pixels, bad, images, skip_bad, log):
+    """The Part of `images`, which are those of `load_store` or a subset of these.
 
     With `skip_bad` the next readable image takes the place of a bad one, as on the CPU path. Raises DataError for a bad
     image otherwise, or if there are too many.
     """
-    _, indices = base_of(images)
-    rows = np.arange(len(images)) if indices is None else np.asarray(indices)
-    labels, good = images.labels, ~np.isin(rows, list(store.bad))
-    left_out = np.flatnonzero(~good)
-    if len(left_out):
-        texts = [store.bad[int(rows[index])] for index in left_out]
-        if not skip_bad:
-            raise DataError(texts[0])
-        limit = bad_image_limit(len(images))
-        for number, text in enumerate(texts[: limit + 1], 1):
-            log(f"warning: image left out, the next one takes its place ({number} so far): {text}")
-        if len(left_out) > limit or not good.any():
-            raise DataError(f"more than {limit} bad training images (DATA.BAD_IMAGES is skip); the last: {texts[-1]}")
-        place = replacements(good)
+    _, rows = base_of(images)
+    labels, good = images.labels, ~np.isin(rows, list(bad))
+    for number, index in enumerate(np.flatnonzero(~good), 1):
+        text = bad[int(rows[index])]
+        if not skip_bad or not good.any():
+            raise DataError(text)
+        note_left_out(number, text, len(images), log)
+    if not good.all():
+        places = np.flatnonzero(good)  # the first good one from each place on, going round
+        place = places[np.searchsorted(places, np.arange(len(good))) % len(places)]
         rows, labels = rows[place], labels[place]
-    device = store.pixels.device
-    return Part(store.pixels, torch.from_numpy(rows).to(device), torch.from_numpy(labels).to(device))
-
-
-def replacements(good):
-    """For every place the first good one from there on, going round: int64 (n,) from bool (n,) with a True in it."""
-    places = np.flatnonzero(good)
-    following = np.searchsorted(places, np.arange(len(good)))
-    return places[following % len(places)]
+    return Part(pixels, *(torch.from_numpy(values).to(pixels.device) for values in (rows, labels)))

@@ -4,6 +4,7 @@ Models are in evaluation mode; images (B, C, H, W) are prepared as for evaluatio
 """
 
 import operator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,15 +12,15 @@ import torch
 from models.base import Backbone
 from models.layers import to_image, to_tokens
 from models.pyramid import Pyramid
-from models.shortcut import DWShortcut, ShortcutStack
-from models.timm_blocks import IMAGE, IMAGE_LAST, TOKENS, Stage, find_stages
+from models.shortcut import ShortcutStack
+from models.timm_models.blocks import IMAGE, IMAGE_LAST, TOKENS, Stage, find_stages
 from tools.shared.command import need
 from utils.errors import ConfigError, MismatchError
 
 
 @torch.no_grad()
 def token_stages(model, images):
-    """The Stages (models.timm_blocks) of blocks that keep the shape of their tokens, for images of this size.
+    """The Stages (models.timm_models.blocks) of blocks that keep the shape of their tokens, for images of this size.
 
     Raises MismatchError for a timm model without blocks whose tokens lie on a known grid.
     """
@@ -51,37 +52,46 @@ def token_map(tokens, stage):
     return to_image(tokens[:, stage.prefix_tokens :], stage.grid)
 
 
+@contextmanager
+def recorded(modules):
+    """A dict that gets {module: (arguments that are tensors, first output)} as the model runs inside the block.
+
+    They are copies, so that later layers may work in place.
+    """
+    seen = {}
+
+    def note(module, args, out):
+        out = out[0] if isinstance(out, tuple) else out
+        seen[module] = [arg.clone() for arg in args if isinstance(arg, torch.Tensor)], out.clone()
+
+    hooks = [module.register_forward_hook(note) for module in modules]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def reads_prefix_only(model, stages):
     """Whether the head sees the class token alone: patch tokens after the last block are then without effect."""
     return stages[-1].prefix_tokens > 0 and getattr(model, "global_pool", "token") == "token"
 
 
-def final_norm(model, stages):
-    """Pyramids (Swin, SwinV2, SwinMLP, DWNet): the normalised tokens of the last stage, of which the head's mean is."""
-    return model.norm
+def target_layer(model, stages):
+    """The module whose output Grad-CAM looks at: the last tokens on the grid that reach the head.
 
-
-def last_reaching_tokens(model, stages):
-    """ViT, CvT, CaiT, timm's models: the last tokens on the grid that reach the head.
-
-    A mean, or class attention (CaiT), reads the tokens after the last block and its shortcut. A class token among the
-    patches sees them for the last time in the attention of the last block, so the map is taken there, after norm1:
-    behind it all gradients of patch tokens are zero.
+    The head of a pyramid reads the mean of normalised tokens. Another mean, or class attention (CaiT), reads the tokens
+    after the last block and its shortcut. A class token among the patches sees them for the last time in the attention
+    of the last block, so the map is taken there, after norm1: behind it all gradients of patch tokens are zero.
     """
+    if isinstance(model, Pyramid):
+        return model.norm
     last = stages[-1].blocks[-1]
     if not reads_prefix_only(model, stages):
         return own_stacks(model)[-1] if isinstance(model, Backbone) else last
     if not hasattr(last, "norm1"):
         raise MismatchError(f"{type(model).__name__}: its last block, {type(last).__name__}, has no norm1 for Grad-CAM")
     return last.norm1
-
-
-TARGETS = {Pyramid: final_norm, torch.nn.Module: last_reaching_tokens}  # the first that fits
-
-
-def target_layer(model, stages):
-    """The module whose output Grad-CAM looks at."""
-    return next(choose for kind, choose in TARGETS.items() if isinstance(model, kind))(model, stages)
 
 
 def grad_cam(model, images, classes):
@@ -118,81 +128,43 @@ class Response:
     shortcut: torch.Tensor | None
 
 
-@dataclass(frozen=True)
-class Group:
-    """Blocks `first` to `last` and the shortcut around them, or None. included: last's output has s(x) in it."""
-
-    name: str
-    first: torch.nn.Module
-    last: torch.nn.Module
-    stage: Stage
-    shortcut: DWShortcut | None
-    included: bool
-
-
 @torch.no_grad()
 def shortcut_responses(model, images):
     """A Response for each shortcut, or for each block where there is none, input to output (eq. 7, arXiv 2407.19394).
 
     Raises MismatchError as token_stages does.
     """
-    stages = token_stages(model, images)
-    groups = [group for number in range(len(stages)) for group in stage_groups(model, stages, number)]
-    found, inputs, hooks = [], {}, []
-
-    def enter(group):
-        def note(module, args):
-            inputs[group.name] = args[0]
-
-        return group.first.register_forward_pre_hook(note)
-
-    def leave(group):
-        def note(module, args, out):
-            found.append(respond(group, token_map(inputs.pop(group.name), group.stage), token_map(out, group.stage)))
-
-        return group.last.register_forward_hook(note)
-
-    try:
-        for group in groups:
-            hooks += [enter(group), leave(group)]
+    groups = list(block_groups(model, token_stages(model, images)))
+    with recorded([block for _, blocks, *_ in groups for block in (blocks[0], blocks[-1])]) as seen:
         model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    responses = []
+    for name, blocks, stage, shortcut in groups:
+        x, out = token_map(seen[blocks[0]][0][0], stage), token_map(seen[blocks[-1]][1], stage)
+        bypass = None
+        if shortcut is not None:
+            grid = tuple(x.shape[2:])
+            bypass = to_image(shortcut(to_tokens(x), grid), grid)
+            if not isinstance(model, Backbone):  # what timm's last block returns has s(x) in it
+                out = out - bypass
+            bypass = bypass.norm(dim=1).cpu()
+        responses.append(Response(name, out.norm(dim=1).cpu(), bypass))
+    return responses
 
 
-def respond(group, x, out):
-    """The Response of a group to the patch tokens x: (B, C, h, w) -> out: (B, C, h, w)."""
-    if group.shortcut is None:
-        return Response(group.name, out.norm(dim=1).cpu(), None)
-    grid = tuple(x.shape[2:])
-    bypass = to_image(group.shortcut(to_tokens(x), grid), grid)
-    out = out - bypass if group.included else out
-    return Response(group.name, out.norm(dim=1).cpu(), bypass.norm(dim=1).cpu())
-
-
-def stage_groups(model, stages, number):
-    """The Groups of stage `number`: consecutive blocks up to the one where a shortcut ends."""
-    stage, prefix = stages[number], f"stage {number + 1} " if len(stages) > 1 else ""
-    endings = own_endings(own_stacks(model)[number]) if isinstance(model, Backbone) else timm_endings(stage.blocks)
-    start, groups = 0, []
-    for i, (ends, shortcut) in enumerate(endings):
-        if ends:
-            name = f"{prefix}block {i + 1}" if start == i else f"{prefix}blocks {start + 1}-{i + 1}"
-            included = not isinstance(model, Backbone)
-            groups.append(Group(name, stage.blocks[start], stage.blocks[i], stage, shortcut, included))
-            start = i + 1
-    return groups
-
-
-def own_endings(stack):
-    """For each block of a stack: (whether a group ends with it, its shortcut or None)."""
-    bare = len(stack.shortcuts) == 0
-    return [(bare or g >= 0, None if g < 0 else stack.shortcuts[g]) for g in stack.ending]
-
-
-def timm_endings(blocks):
-    """As own_endings, for blocks to which models.timm_shortcut may have put shortcuts."""
-    places = [getattr(block, "dw_place", None) for block in blocks]
-    return [(place is None or place.last, place.bypass.shortcut if place else None) for place in places]
+def block_groups(model, stages):
+    """(name, consecutive blocks, their Stage, the DWShortcut around them or None), input to output."""
+    for number, stage in enumerate(stages):
+        prefix, start = f"stage {number + 1} " if len(stages) > 1 else "", 0
+        if isinstance(model, Backbone):
+            stack = own_stacks(model)[number]
+            shortcuts = [stack.shortcuts[group] if group >= 0 else None for group in stack.ending]
+            bare = len(stack.shortcuts) == 0
+        else:
+            places = [getattr(block, "dw_place", None) for block in stage.blocks]
+            shortcuts = [place.bypass.shortcut if place and place.last else None for place in places]
+            bare = places[0] is None
+        for i, shortcut in enumerate(shortcuts):
+            if bare or shortcut is not None:
+                name = f"block {i + 1}" if start == i else f"blocks {start + 1}-{i + 1}"
+                yield prefix + name, stage.blocks[start : i + 1], stage, shortcut
+                start = i + 1

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 import config as configuration
+from engine import command_line
 from tools.check.cost import check_cost
 from tools.check.data import check_classes, check_data, check_images, check_overlap
 from tools.check.keys import check_keys
@@ -20,7 +21,6 @@ from tools.check.recipe import check_examples, check_schedule
 from tools.check.resume import check_resume
 from tools.check.subject import FAILED, OK, WARNING, Subject, failed, warning
 from tools.shared.command import command, parser
-from utils import cli
 from utils.errors import ConfigError, RunError, listing, nearest
 from utils.files import storage_errors
 
@@ -81,7 +81,7 @@ def parse(argv):
     about = "\n".join(f"  {name:<11} {check.about}" for name, check in CHECKS.items())
     top = parser("check", DESCRIPTION, EPILOG.format(checks=about))
     group = top.add_argument_group("what to check")
-    cli.add_configuration(group)
+    command_line.add_configuration(group)
     group.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="these checks instead of all")
     group.add_argument("--processes", type=int, default=1, metavar="N", help="processes that the run will have")
     group.add_argument("--seconds", type=float, default=SECONDS, metavar="S",
@@ -90,7 +90,7 @@ def parse(argv):
     group.add_argument("--output", dest="folder", metavar="DIR",
                        help="where picture and report go (default check/NAME of the configuration)")
     group.add_argument("--tag", metavar="NAME", help="for the sake of a copied command; a check has no run folder")
-    cli.add_settings(top)
+    command_line.add_settings(top, leave_out=(command_line.RUN_FOLDER,))
     # fmt: on
     arguments = top.parse_args(argv)
     if not arguments.cfg:
@@ -118,15 +118,10 @@ def findings_of(name, subject, levels):
     except RunError as error:
         return [failed(str(error))]
     except Exception as error:  # of a user's own model or dataset: say where, and go on
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"  # nearest to the error, in nobody's package
         reason = (str(error).splitlines() or [""])[0]
-        return [failed(f"{type(error).__name__}: {reason}", place_of(error))]
-
-
-def place_of(error):
-    """`vit.py:120`: the line nearest to the error that does not belong to an installed package."""
-    frames = traceback.extract_tb(error.__traceback__)
-    frame = next(frame for frame in reversed(frames) if "site-packages" not in frame.filename)
-    return f"{Path(frame.filename).name}:{frame.lineno}"
+        return [failed(f"{type(error).__name__}: {reason}", place)]
 
 
 @command
@@ -134,7 +129,7 @@ def main(argv):
     """Parse, check, report; returns the exit code."""
     arguments = parse(argv)
     started = time.perf_counter()
-    config, origins = configuration.load_config(arguments.cfg, arguments.opts, cli.flag_overrides(arguments))
+    config, origins = configuration.load_config(arguments.cfg, arguments.opts, command_line.flag_overrides(arguments))
     configuration.check(config, origins)
     if config.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as main.py
@@ -142,28 +137,22 @@ def main(argv):
     subject = Subject(config, origins, folder, arguments.processes, arguments.seconds)
     lines = [shlex.join(["python", "-m", "tools.check", *argv])]
     lines += [f"PyTorch {torch.__version__}, Python {sys.version.split()[0]}", ""]
-
-    def say(line):
-        print(line, flush=True)
-        lines.append(line)
-
     levels = {}  # the worst of each check
     for name in arguments.only or CHECKS:
         findings = findings_of(name, subject, levels)
-        found = [finding.level for finding in findings]
-        levels[name] = FAILED if FAILED in found else WARNING if WARNING in found else OK
-        for finding in findings:
-            for line in finding.lines(name):
-                say(line)
-    counts = {level: list(levels.values()).count(level) for level in (FAILED, WARNING)}
-    seconds = time.perf_counter() - started
-    say(f"{len(levels)} checks in {seconds:.0f} s: {counts[FAILED]} failed, {counts[WARNING]} with warnings")
-    path = folder / "report.txt"
+        levels[name] = max((finding.level for finding in findings), key=(OK, WARNING, FAILED).index)
+        said = [line for finding in findings for line in finding.lines(name)]
+        print(*said, sep="\n", flush=True)
+        lines += said
+    bad, doubtful = (list(levels.values()).count(level) for level in (FAILED, WARNING))
+    seconds, path = time.perf_counter() - started, folder / "report.txt"
+    lines.append(f"{len(levels)} checks in {seconds:.0f} s: {bad} failed, {doubtful} with warnings")
+    print(lines[-1], flush=True)
     with storage_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
     print(f"report: {path}")
-    return int(counts[FAILED] > 0 or (arguments.strict and counts[WARNING] > 0))
+    return int(bad > 0 or (arguments.strict and doubtful > 0))
 
 
 if __name__ == "__main__":

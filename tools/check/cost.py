@@ -1,5 +1,6 @@
 """How long the run will take and how much memory it needs, from measured steps."""
 
+import math
 import os
 import time
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from data.build import worker_count
+from data import worker_count
 from logger import duration
 from tools.check.subject import TrialSteps, failed, ok, spread, warning
 
@@ -17,6 +18,7 @@ NEARLY_ALL = 0.9  # of the memory
 IMAGES = 24  # whose preparation is timed
 SHARE = 0.04  # of the time, for that
 STEP_SHARE = 0.02  # of the time: when a step takes longer, no larger batch is tried
+TRIES = 2  # the quicker one counts: something else may run beside the other
 FORWARD_SHARE = 1 / 3  # of a training step's computation that the evaluation of an image takes
 GIB = 2**30
 
@@ -39,19 +41,19 @@ def check_cost(subject):
 def measure(subject):
     """Steps on 2, 4, 8, ... images, up to the configured batch or until one takes too long; the last two count."""
     steps, device, trial = TrialSteps(subject, {}), subject.world.device, subject.trial
-    with SavedBytes(steps.state.model) as saved:
-        steps.advance()  # the first one also warms up
+    cuda = device.type == "cuda"
+    saved = saved_bytes(steps.state.model, steps.advance)  # the first step also warms up
     images, seconds, peaks = [], [], []
     while not images or (images[-1] < subject.config.DATA.BATCH_SIZE and seconds[-1] < STEP_SHARE * subject.seconds):
         images.append(steps.batch * 2 ** len(images))
-        seconds.append(steps.seconds_of(images[-1] // steps.batch))
-        peaks.append(peak_bytes(device))
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds.append(min(steps.seconds_of(images[-1] // steps.batch) for _ in range(TRIES)))
+        peaks.append(torch.cuda.max_memory_allocated(device) if cuda else 0)
     fixed_seconds, image_seconds = line(images, seconds)
-    if device.type == "cuda":
-        fixed_bytes, image_bytes = line(images, peaks)
-    else:
-        fixed_bytes, image_bytes = state_bytes(steps.state), saved.bytes / steps.batch
-    return Measured(fixed_seconds, image_seconds * trial.work, fixed_bytes, image_bytes * trial.pixels)
+    fixed_bytes, image_bytes = line(images, peaks) if cuda else (state_bytes(steps.state), saved / steps.batch)
+    pixels = math.prod(subject.img_size) / math.prod(trial.size)
+    return Measured(fixed_seconds, image_seconds * trial.work, fixed_bytes, image_bytes * pixels)
 
 
 def line(images, values):
@@ -64,38 +66,19 @@ def line(images, values):
     return 0.0, values[-1] / images[-1]
 
 
-def peak_bytes(device):
-    """Most memory of a GPU in use since the last call; 0 elsewhere."""
-    if device.type != "cuda":
-        return 0
-    peak = torch.cuda.max_memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return peak
+def saved_bytes(model, step):
+    """Bytes that the forward pass in step() keeps for the backward pass, each storage once, parameters left out."""
+    sizes = {}
 
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
 
-class SavedBytes(saved_tensors_hooks):
-    """Context that counts the memory that the forward pass keeps for the backward pass, parameters left out."""
-
-    def __init__(self, model):
-        own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-        self.sizes = {}
-
-        def pack(tensor):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                self.sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        super().__init__(pack, lambda tensor: tensor)
-
-    def __enter__(self):
-        super().__enter__()
-        return self
-
-    @property
-    def bytes(self):
-        """Of all storages, each once."""
-        return sum(self.sizes.values())
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(size for place, size in sizes.items() if place not in own)
 
 
 def state_bytes(state):
@@ -109,12 +92,10 @@ def state_bytes(state):
 
 def time_finding(subject, measured):
     """All epochs with their validation; the loaders count where they are slower, or where there are no workers."""
-    config, epochs = subject.config, subject.config.TRAIN.EPOCHS
-    images = subject.batches_per_epoch * config.DATA.BATCH_SIZE  # of one process
-    validation = len(subject.parts["val"]) / subject.processes * FORWARD_SHARE
-    compute = (images + validation) * measured.image_seconds + subject.batches_per_epoch * measured.fixed_seconds
-    prepare, workers = seconds_to_prepare(subject), worker_count(config.DATA.NUM_WORKERS, subject.processes)
-    loading = images * prepare / max(1, workers)
+    epochs, workers = subject.config.TRAIN.EPOCHS, worker_count(subject.config.DATA.NUM_WORKERS, subject.processes)
+    prepare = seconds_to_prepare(subject)
+    compute, loading = epoch_seconds(subject, measured, prepare)
+    loading /= max(1, workers)
     total = (max(compute, loading) if workers else compute + loading) * epochs
     text = (
         f"about {duration(total)} (h:mm:ss) for {epochs} epochs with validation on {subject.world.device}, "
@@ -128,6 +109,14 @@ def time_finding(subject, measured):
     if workers and loading > compute:
         advice = "the loaders are the bottleneck: more DATA.NUM_WORKERS, or lighter augmentation"
     return (warning if advice else ok)(text, advice, [row])
+
+
+def epoch_seconds(subject, measured, prepare):
+    """(seconds of computation, of one worker to prepare the images) of a process in an epoch with its validation."""
+    batches = subject.batches_per_epoch
+    images, validation = batches * subject.config.DATA.BATCH_SIZE, len(subject.parts["val"]) / subject.processes
+    compute = (images + validation * FORWARD_SHARE) * measured.image_seconds + batches * measured.fixed_seconds
+    return compute, images * prepare
 
 
 def seconds_to_prepare(subject):

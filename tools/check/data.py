@@ -4,12 +4,7 @@ import hashlib
 from itertools import combinations
 
 import numpy as np
-import torch
 
-from data.base import ArrayImages, Subset
-from data.folders import FolderImages
-from data.images import read_file
-from data.zip_folder import ZipImages
 from tools.check.subject import failed, ok, spread, stack, warning
 from utils.errors import DataError, MissingError, listing
 
@@ -37,31 +32,24 @@ def check_data(subject):
 
 def check_classes(subject):
     """Images per class, in every part."""
-    names, findings = subject.info.class_names, []
+    names, findings, sizes = subject.info.class_names, [], {}
     for part, images in subject.parts.items():
-        findings += _class_findings(part, np.bincount(images.labels, minlength=len(names)), names)
-    counts = np.bincount(subject.parts["train"].labels, minlength=len(names))
-    few, many = f"{counts.min():,}", f"{counts.max():,}"
-    each = few if few == many else f"{few} to {many}"
-    return findings or [ok(f"the same {len(names)} in every part, {each} images each to train: {listing(names, 5)}")]
-
-
-def _class_findings(part, counts, names):
-    """What is wrong with the images per class of one part."""
-    empty = [names[label] for label in np.flatnonzero(counts == 0)]
-    if empty:
-        return [failed(f"{part}: no image of {listing(empty, 5)}", "remove the class or add images")]
-    findings = []
-    if counts.max() > IMBALANCE * counts.min():
-        large, small = names[counts.argmax()], names[counts.argmin()]
-        advice = f"always answering {large!r} is right in {100 * counts.max() / counts.sum():.1f} %"
-        text = f"{part}: {counts.max():,} images of {large!r} but {counts.min():,} of {small!r}"
-        findings.append(warning(text, advice))
-    if part != "train" and counts.sum() < FEW:
-        error = 50 / counts.sum() ** 0.5
-        advice = f"an accuracy has a standard error of up to {error:.0f} points"
-        findings.append(warning(f"{part}: only {counts.sum()} images", advice))
-    return findings
+        counts = np.bincount(images.labels, minlength=len(names))
+        few, many, total = counts.min(), counts.max(), counts.sum()
+        sizes[part] = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+        if few == 0:
+            empty = [names[label] for label in np.flatnonzero(counts == 0)]
+            findings.append(failed(f"{part}: no image of {listing(empty, 5)}", "remove the class or add images"))
+            continue
+        if many > IMBALANCE * few:
+            large, small = names[counts.argmax()], names[counts.argmin()]
+            advice = f"always answering {large!r} is right in {100 * many / total:.1f} %"
+            findings.append(warning(f"{part}: {many:,} images of {large!r} but {few:,} of {small!r}", advice))
+        if part != "train" and total < FEW:
+            advice = f"an accuracy has a standard error of up to {50 / total**0.5:.0f} points"
+            findings.append(warning(f"{part}: only {total} images", advice))
+    each = f"{sizes['train']} images each to train: {listing(names, 5)}"
+    return findings or [ok(f"the same {len(names)} in every part, {each}")]
 
 
 def check_overlap(subject):
@@ -70,25 +58,11 @@ def check_overlap(subject):
     for name, images in parts.items():
         order = np.random.RandomState(0).permutation(len(images)).tolist()
         looked_at = subject.until(OVERLAP_SHARE / len(parts), order)
-        hashes[name] = {i: hashlib.blake2b(content(images, i), digest_size=16).digest() for i in looked_at}
+        hashes[name] = {i: hashlib.blake2b(images.content(i), digest_size=16).digest() for i in looked_at}
     findings = [finding for pair in combinations(parts, 2) for finding in _shared(parts, hashes, *pair)]
     findings += _repeated(parts["train"], hashes["train"])
     looked = "compared " + ", ".join(f"{len(hashes[part]):,} of {len(parts[part]):,} in {part}" for part in parts)
     return findings or [ok(f"no image twice; {looked}")]
-
-
-def content(images, index):
-    """The bytes that stand for an image: those of its file where there is one, else of its pixels."""
-    match images:
-        case Subset():
-            return content(images.dataset, int(images.indices[index]))
-        case FolderImages():
-            return read_file(images.name(index), images.name(index))
-        case ZipImages():
-            return images.content(index)
-        case ArrayImages():
-            return images.pixels[index].tobytes()
-    return images.load(index).tobytes()
 
 
 def _shared(parts, hashes, first, second):
@@ -105,12 +79,10 @@ def _shared(parts, hashes, first, second):
 
 def _repeated(images, hashes):
     """Findings about images that are in the training set more than once."""
-    first, copies = {}, []
-    for index, value in sorted(hashes.items()):
-        if first.setdefault(value, index) != index:
-            copies.append((first[value], index))
+    first, findings = {}, []
+    pairs = [(first.setdefault(value, index), index) for index, value in sorted(hashes.items())]
+    copies = [(original, copy) for original, copy in pairs if original != copy]
     contradictions = [pair for pair in copies if images.labels[pair[0]] != images.labels[pair[1]]]
-    findings = []
     if copies:
         original, copy = map(images.name, copies[0])
         findings.append(warning(f"{_percent(copies, hashes)} of train are copies: {copy} is {original}", "remove them"))
@@ -137,7 +109,11 @@ def check_images(subject):
                 loaded[part].append(np.asarray(images.load(index)))  # uint8 (H, W, 3)
             except (DataError, MissingError) as error:
                 broken.append(error)
-        findings += _broken_findings(part, broken, subject.config.DATA.BAD_IMAGES)
+        text = f"{part}: {len(broken)} of the images looked at cannot be read, first {broken[0] if broken else ''}"
+        if broken and part == "train" and subject.config.DATA.BAD_IMAGES == "skip":
+            findings.append(warning(text, "DATA.BAD_IMAGES is skip, so others take their places"))
+        elif broken:  # ends a run
+            findings.append(failed(text, "remove them" + ", or DATA.BAD_IMAGES skip" * (part == "train")))
     pixels = loaded["train"]
     flat = sum(int(image.max()) == int(image.min()) for image in pixels)
     if flat:
@@ -154,24 +130,14 @@ def check_images(subject):
     return findings or [ok(f"{text}; read {looked}")]
 
 
-def _broken_findings(part, broken, policy):
-    """Unreadable images end a run, unless they are training images that are to be skipped."""
-    if not broken:
-        return []
-    text = f"{part}: {len(broken)} of the images looked at cannot be read, first {broken[0]}"
-    if part == "train" and policy == "skip":
-        return [warning(text, "DATA.BAD_IMAGES is skip, so others take their places")]
-    return [failed(text, "remove them" + (", or DATA.BAD_IMAGES skip" if part == "train" else ""))]
-
-
 def _normalisation(subject, pixels):
     """Findings if mean and standard deviation in use are far from those of the sample."""
-    values = torch.cat([torch.from_numpy(image.copy()).flatten(0, 1) for image in pixels]).double() / 255
-    mean, std = values.mean(0), values.std(0)
-    used = [torch.tensor(numbers, dtype=torch.float64) for numbers in (subject.info.mean, subject.info.std)]
-    shift, ratio = ((mean - used[0]) / used[1]).abs().max(), std / used[1]
+    values = np.concatenate([image.reshape(-1, 3) for image in pixels]) / 255
+    found = values.mean(0), values.std(0, ddof=1), np.array(subject.info.mean), np.array(subject.info.std)
+    mean, std, used_mean, used_std = found
+    shift, ratio = np.abs((mean - used_mean) / used_std).max(), std / used_std
     if shift <= SHIFT and ratio.min() >= 1 / RATIO and ratio.max() <= RATIO:
         return []
-    mean, std, *used = ("[" + ", ".join(f"{v:.3f}" for v in numbers.tolist()) + "]" for numbers in (mean, std, *used))
-    text = f"pixels have mean {mean}, std {std}, but are normalised with mean {used[0]}, std {used[1]}"
+    mean, std, used_mean, used_std = ("[" + ", ".join(f"{v:.3f}" for v in numbers) + "]" for numbers in found)
+    text = f"pixels have mean {mean}, std {std}, but are normalised with mean {used_mean}, std {used_std}"
     return [warning(text, f"DATA.MEAN '{mean}' DATA.STD '{std}'")]

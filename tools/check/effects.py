@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from config import KEYS
+from engine.build import build_settings, eval_model
 from optimizer import build_optimizer
 from tools.shared.steps import changed
-from utils.config_checks import CHOICES, RULES
+from utils.distributed import World
 from utils.errors import RunError
-from utils.training_state import build_settings, eval_model
 
 POINTS = 97  # of the schedule that are compared
 MOST_TRIES = 3  # other values that are tried
@@ -46,42 +47,35 @@ class Effects:
         key = repr((config.MODEL, config.AMP, config.TRAIN.USE_CHECKPOINT))
         if key not in self.models:  # built once for all configurations that differ in what it is not made of
             self.models[key] = subject.hollow_model(config)
-        model = self.models[key]
-        average = config.TRAIN.EMA.ENABLE
+        model, average = self.models[key], config.TRAIN.EMA.ENABLE
+        optimizer, options = build_optimizer(config, model, 1.0), {}
+        for group in optimizer.param_groups:
+            group = {name: value for name, value in group.items() if name not in ("params", "lr")}
+            options |= dict.fromkeys(group.pop("names"), facts(group))
         return {
             "images": facts([transform.transforms for transform in subject.transforms(config)]),
             "mixing": [mixing.describe(), facts(mixing.criterion)],
             "model": facts(model),
-            "optimizer": optimizer_facts(build_optimizer(config, model, 1.0)),
+            "optimizer": [type(optimizer).__qualname__, options],
             "schedule": [f"{schedule(step * schedule.total_steps // POINTS):.9g}" for step in range(POINTS)],
             "scaling": config.TRAIN.LR_SCALING,  # may be 1 with this batch, but is a rule for all of them
-            "step": facts(build_settings(config, torch.device("cpu"))),
+            "step": facts(build_settings(config, World(torch.device("cpu")))),
             "number format": config.AMP.DTYPE if config.AMP.ENABLE else "float32",
             "average": facts(dict(config.TRAIN.EMA)) if average else "none",
             "evaluated": eval_model("model", SimpleNamespace(module="ema") if average else None, config.TEST.WEIGHTS),
         }
 
 
-def optimizer_facts(optimizer):
-    """{parameter: its options}, the learning rate left out."""
-    result = {"class": type(optimizer).__qualname__}
-    for group in optimizer.param_groups:
-        options = {name: facts(value) for name, value in group.items() if name not in ("params", "names", "lr")}
-        result |= dict.fromkeys(group["names"], options)
-    return result
-
-
 def alternatives(key, value):
     """Other allowed values for a key, one after another."""
-    for other in _candidates(key, value):
-        if other != value and (key not in RULES or RULES[key].holds(other)):
+    rule = KEYS[key].rule if key in KEYS else None
+    for other in rule.choices if rule and rule.choices else _candidates(value):
+        if other != value and (rule is None or rule.holds(other)):
             yield other
 
 
-def _candidates(key, value):
+def _candidates(value):
     """Other values that may break a rule of the key."""
-    if key in CHOICES:
-        return CHOICES[key]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
@@ -90,14 +84,8 @@ def _candidates(key, value):
         return [value / 2, value / 3 + 0.1, 2 * value, value + 1]
     if isinstance(value, str):
         return [2] if value == "stage" else [""]
-    return [[_smaller(item) for item in value], value[:1], []]
-
-
-def _smaller(item):
-    """Another item for a list: numbers change, words stay."""
-    if isinstance(item, bool) or not isinstance(item, int | float):
-        return item
-    return item + 2 if isinstance(item, int) else item * 0.9
+    change = {int: lambda item: item + 2, float: lambda item: item * 0.9}  # words stay
+    return [[change.get(type(item), str)(item) for item in value], value[:1], []]
 
 
 def facts(thing, above=()):

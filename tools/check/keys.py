@@ -1,27 +1,14 @@
 """Configuration keys that the user set and that nothing reads, or that change nothing with this model and recipe."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-from config import flat, to_plain
-from models.build import OWN_KEYS
+from config import KEYS, changes_results, flat, to_plain
+from tasks.backbone import OWN_KEYS
 from tools.check.effects import Effects
 from tools.check.resume import BATCH, STEPS, straight_run
 from tools.check.subject import failed, ok, warning
-from tools.shared.groups import FREE_KEYS
 from utils.config_values import shown_value
 
 SHARE = 0.15  # of the time
 REHEARSAL = BATCH * STEPS  # images
-
-
-class About(NamedTuple):
-    """What cannot be found out by trying. `why`: the usual reason for being without effect."""
-
-    why: str = ""
-    unused: Callable | None = None  # subject -> whether it is without effect, of keys that are read but build nothing
-    built: bool = True  # False: says where, how fast or on which data a run works, or always has an effect
-    rehearsed: bool = True  # False: read only where the rehearsal does not come: as processes meet, after an epoch
 
 
 def _dataset(subject):
@@ -40,81 +27,26 @@ def _alone(subject):
     return subject.processes == 1
 
 
-ON_CPU = "the images are augmented on the CPU here (DATA.PIPELINE)"
-NOT_RESIZED = "AUG.CROP is not resized"
-NOT_ERASED = "AUG.REPROB is 0"
-NOT_MIXED = "neither AUG.MIXUP nor AUG.CUTMIX is on"
-NO_AVERAGE = "TRAIN.EMA.ENABLE is false"
-NO_GPU = "the device is no GPU"
-ALONE = "there is one process (see --processes)"
-
-# Key, or section for all keys in it that have no line of their own.
-KEYS = {
-    "AMP.DTYPE": About("AMP.ENABLE is false"),
-    "AMP.TF32": About(NO_GPU, _no_gpu, built=False),
-    "AUG.COLOR_JITTER": About("timm drops it while AUG.AUTO_AUGMENT is set"),
-    "AUG.CUTMIX": About("AUG.CUTMIX_MINMAX takes its place, or AUG.MIXUP_PROB is 0"),
-    "AUG.MIXUP": About("AUG.MIXUP_PROB is 0"),
-    "AUG.MIXUP_MODE": About(NOT_MIXED),
-    "AUG.MIXUP_PROB": About(NOT_MIXED),
-    "AUG.MIXUP_SWITCH_PROB": About("not both of AUG.MIXUP and AUG.CUTMIX are on"),
-    "AUG.RATIO": About(NOT_RESIZED),
-    "AUG.RECOUNT": About(NOT_ERASED),
-    "AUG.REMODE": About(NOT_ERASED),
-    "AUG.SCALE": About(NOT_RESIZED),
-    "COMPILE_MODE": About("COMPILE is false", _off("COMPILE")),
-    "DATA.AUGMENT_IMPL": About(ON_CPU, built=False),
-    "DATA.BAD_IMAGES": About(built=False),
-    "DATA.BATCH_SIZE": About(built=False),
-    "DATA.CACHE_MODE": About("DATA.ZIP_MODE is false", _off("DATA.ZIP_MODE")),
-    "DATA.DATASET": About(built=False),
-    "DATA.DATA_PATH": About("the dataset needs no files", lambda subject: _dataset(subject) in ("digits", "fake")),
-    "DATA.DECODER": About(built=False),
-    "DATA.DEVICE_BUDGET": About(ON_CPU),
-    "DATA.DOWNLOAD": About("only CIFAR is downloaded", lambda subject: not _dataset(subject).startswith("cifar")),
-    "DATA.IMG_SIZE": About(built=False),
-    "DATA.PIN_MEMORY": About(NO_GPU, _no_gpu),
-    "DATA.PIPELINE": About(built=False),
-    "DATA.PIXEL_CACHE": About(ON_CPU),
-    "DATA.VAL_SPLIT": About(built=False),
-    "DATA.WORKER_TIMEOUT": About("there are no loader workers", _off("DATA.NUM_WORKERS")),
-    "DATA.ZIP_MODE": About(built=False),
-    "DETERMINISTIC": About(built=False),
-    "DEVICE": About(rehearsed=False),
-    "DIST_TIMEOUT": About(ALONE, _alone, rehearsed=False),
-    "MODEL.DROP_PATH_RATE": About("it rises from 0 at the first block, and there is only one"),
-    "MODEL.INIT": About("this model has its own initial values"),
-    "MODEL.NUM_CLASSES": About(built=False),
-    "MODEL.PRETRAINED": About(built=False),
-    "MODEL.SHORTCUT": About("there is no shortcut (MODEL.SHORTCUT.KERNELS is []), or TIED with SPAN 1"),
-    "MODEL.TYPE": About(built=False),
-    "SAVE.EPOCHS": About(rehearsed=False),
-    "SAVE.KEEP": About("SAVE.EPOCHS is 0", _off("SAVE.EPOCHS"), rehearsed=False),
-    "SEED": About(built=False),
-    "TEST.WEIGHTS": About(NO_AVERAGE),
-    "TRAIN.EMA": About(NO_AVERAGE),
-    "TRAIN.EPOCHS": About(built=False),
-    "TRAIN.LR_SCALING_BATCH": About("TRAIN.LR_SCALING is none"),
-    "TRAIN.LR_SCHEDULER": About("only LR_SCHEDULER.NAME step decays in epochs"),
-    "TRAIN.MIN_LR": About("the schedule is constant"),
-    "TRAIN.NO_WEIGHT_DECAY": About("weight decay is 0, or no parameter has such a name"),
-    "TRAIN.OPTIMIZER": About("TRAIN.OPTIMIZER.NAME does not have it"),
-    "TRAIN.OPTIMIZER.NAME": About(built=False),
-    "TRAIN.SYNC_BN": About(ALONE, _alone, built=False),
-    "TRAIN.WARMUP_LR": About("TRAIN.WARMUP_EPOCHS is 0"),
-    "TRAIN.WEIGHT_DECAY": About("every parameter is exempt"),
+UNUSED = {  # subject -> whether it is without effect: of keys that a run reads, but that show in nothing built
+    "AMP.TF32": _no_gpu,
+    "COMPILE_MODE": _off("COMPILE"),
+    "DATA.CACHE_MODE": _off("DATA.ZIP_MODE"),
+    "DATA.DATA_PATH": lambda subject: _dataset(subject) in ("digits", "fake"),
+    "DATA.DOWNLOAD": lambda subject: not _dataset(subject).startswith("cifar"),
+    "DATA.PIN_MEMORY": _no_gpu,
+    "DATA.WORKER_TIMEOUT": _off("DATA.NUM_WORKERS"),
+    "DIST_TIMEOUT": _alone,
+    "SAVE.KEEP": _off("SAVE.EPOCHS"),
+    "TRAIN.SYNC_BN": _alone,
 }
-
-
-def about(key):
-    """The About of a key: its own, its section's, or one that says nothing."""
-    return KEYS.get(key) or KEYS.get(key.rpartition(".")[0]) or About()
+NOT_REHEARSED = ("DEVICE", "DIST_TIMEOUT", "SAVE.EPOCHS", "SAVE.KEEP")  # read as processes meet, or after an epoch
 
 
 def is_judged(key):
     """Whether `Effects` can tell. Keys that a resumed run may change say where and how fast a run works."""
-    built = about(key).built and key not in FREE_KEYS
-    return built and key.removeprefix("MODEL.ARGS.") not in OWN_KEYS
+    if key.startswith("MODEL.ARGS."):
+        return key.removeprefix("MODEL.ARGS.") not in OWN_KEYS
+    return changes_results(key) and (key not in KEYS or KEYS[key].built)
 
 
 def user_keys(subject):
@@ -135,10 +67,10 @@ def check_keys(subject):
     read = straight_run(subject)[1] if subject.affords(REHEARSAL) else keys
     findings, tried = [], []
     for key, value in keys.items():
-        if about(key).unused:
-            if about(key).unused(subject):
+        if key in UNUSED:
+            if UNUSED[key](subject):
                 findings.append(without_effect(subject, key, value, "no effect"))
-        elif key not in read and about(key).rehearsed:
+        elif key not in read and key not in NOT_REHEARSED:
             findings.append(without_effect(subject, key, value, "nothing reads it"))
         elif is_judged(key):
             tried.append(key)
@@ -155,7 +87,7 @@ def check_keys(subject):
 def without_effect(subject, key, value, found):
     """A failure for what stands on the command line, where it is meant to make a difference; else a warning."""
     origin = subject.origins[key]
-    why = f", {about(key).why}" if about(key).why else ""
+    why = f", {KEYS[key].idle}" if key in KEYS and KEYS[key].idle else ""
     text = f"{key} {shown_value(value)} ({origin}): {found}{why}"
     if origin.startswith("--") and is_judged(key):
         return failed(text, "such a run equals the one without it")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from models.pretrained import load_pretrained
 from models.shortcut import DWShortcut
+from models.weights.pretrained import load_pretrained
 from tools.check.subject import TrialSteps, failed, ok, spread, stack, warning
 from utils.errors import listing
 from utils.flops import count_macs
@@ -44,13 +44,11 @@ def check_model(subject):
         advice = f"a smaller MODEL.ARGS.PATCH_SIZE (at most {patch} gives 8x8) or a larger DATA.IMG_SIZE"
         findings = [warning(f"only {math.prod(grids[0])} tokens{shown}", advice)]
     else:
-        macs = count_macs(model, subject.img_size)["total"]
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        macs, parameters = count_macs(model, subject.img_size)["total"], sum(p.numel() for p in model.parameters())
         findings = [ok(f"{subject.config.MODEL.TYPE}, {parameters / 1e6:.2f} M parameters, {macs / 1e6:,.1f} M "
                        f"multiply-accumulates an image of {height}x{width}{shown}")]  # fmt: skip
-    weights = subject.config.MODEL.PRETRAINED
+    weights, said = subject.config.MODEL.PRETRAINED, []
     if weights:  # as a run loads them, with its errors
-        said = []
         load_pretrained(subject.new_model(subject.config), weights, log=said.append)
         findings.append(ok(f"{weights} fits{': ' if said else ''}{'; '.join(said)}"))
     return findings
@@ -80,17 +78,21 @@ def _plain(subject, indices):
 
 
 def check_gradients(subject):
-    """Steps in float32 with the run's recipe, without dropout; then the largest gradient of every parameter."""
-    steps = TrialSteps(subject, WITHOUT_DROPOUT)
+    """Steps in float32 with the run's recipe, without dropout; then every parameter's gradient in further ones."""
+    steps, findings = TrialSteps(subject, WITHOUT_DROPOUT), []
     model = steps.state.model
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    largest = largest_gradients(steps)
-    if largest is None:
-        return [failed("loss or gradients are not finite in the first steps", "a smaller TRAIN.BASE_LR? bad images?")]
-    dead = [name for name, size in largest.items() if size == 0]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    reached = set()
+    for number in range(BATCHES):
+        if not steps.advance():
+            advice = "a smaller TRAIN.BASE_LR? bad images?"
+            return [failed("loss or gradients are not finite in the first steps", advice)]
+        if number:
+            reached |= {name for name, parameter in trained.items() if has_gradient(parameter)}
+    dead = [name for name in trained if name not in reached]
     expected = behind_the_class_token(steps, dead)
     unexpected = [name for name in dead if name not in expected]
-    findings = []
     if frozen:
         advice = "set requires_grad, if they are to learn"
         findings.append(failed(f"{len(frozen)} tensors are frozen: {listing(frozen, 4)}", advice))
@@ -103,20 +105,12 @@ def check_gradients(subject):
     elif expected:
         findings.append(warning(f"none reaches {len(expected)} tensors: {listing(expected, 4)}", CLASS_TOKEN))
     looked = f"{BATCHES - 1} batches of {steps.batch} images after one step{subject.trial.remark}"
-    return findings or [ok(f"every one of {len(largest)} tensors gets one, in {looked}")]
+    return findings or [ok(f"every one of {len(trained)} tensors gets one, in {looked}")]
 
 
-def largest_gradients(steps):
-    """{name: largest absolute gradient over the batches} of the trainable parameters; None if a step is not finite."""
-    parameters = {name: p for name, p in steps.state.model.named_parameters() if p.requires_grad}
-    largest = dict.fromkeys(parameters, 0.0)
-    for number in range(BATCHES):
-        if not steps.advance():
-            return None
-        for name, parameter in parameters.items():
-            if number and parameter.grad is not None:
-                largest[name] = max(largest[name], parameter.grad.abs().max().item())
-    return largest
+def has_gradient(parameter):
+    """Whether a value of its gradient is not zero."""
+    return parameter.grad is not None and bool(parameter.grad.any())
 
 
 def behind_the_class_token(steps, dead):
@@ -127,8 +121,7 @@ def behind_the_class_token(steps, dead):
     model.global_pool = "avg"  # as timm's models call it, and ours
     steps.advance()
     model.global_pool = "token"
-    parameters = dict(model.named_parameters())
-    return [name for name in dead if parameters[name].grad is not None and parameters[name].grad.any()]
+    return [name for name in dead if has_gradient(model.get_parameter(name))]
 
 
 def living_shortcuts(model, dead):

@@ -2,8 +2,9 @@
 
 import torch
 
+from data import HostBatch
 from tools.check.subject import failed, ok, spread, stack, warning
-from utils.files import storage_errors
+from tools.shared.figures import new_figure, save
 
 WIDTH = 60  # columns of the plot of the learning rate
 BARS = " ▁▂▃▄▅▆▇█"
@@ -67,7 +68,7 @@ def mixed_rows(mixing, images, targets, seed, names):
     """Rows of the batch mixed as in steps of a run; none if mixing is off."""
     rows = []
     for step in range(FIRST_STEPS if mixing.active else 0):
-        mixed, soft = mixing(images.clone(), targets.clone(), key=(seed, "mix", step, 0, 0))
+        mixed, soft = mixing(HostBatch(images, targets), (seed, "mix", step, 0, 0), "cpu")
         shares = (soft - mixing.smoothing / soft.shape[1]) / (1 - mixing.smoothing)  # the label smoothing taken out
         if shares.max(dim=1).values.min() <= VISIBLE:
             rows.append((f"mixed, step {step}", mixed, [shares_text(row, names) for row in shares]))
@@ -96,10 +97,8 @@ def short(name):
 
 def draw(rows, path):
     """Rows of (name, pixels (B, H, W, 3), captions) as a PNG. Raises StorageError."""
-    from matplotlib.figure import Figure  # slow to import; the object API needs no display
-
     columns = len(rows[0][2])
-    figure = Figure(figsize=(1.7 * columns + 0.4, 2.1 * len(rows)), layout="constrained")
+    figure = new_figure(1.7 * columns + 0.4, 2.1 * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, pixels, captions) in zip(grid, rows, strict=True):
         line[0].set_ylabel(name, fontsize=11)
@@ -107,6 +106,4 @@ def draw(rows, path):
             axes.imshow(image.numpy(), interpolation="nearest")
             axes.set_title(caption, fontsize=9)
             axes.set(xticks=[], yticks=[])
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+    save(figure, path)

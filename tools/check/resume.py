@@ -11,14 +11,17 @@ import tempfile
 import torch
 from yacs.config import CfgNode
 
-from engine import train_one_epoch
+from engine.build import build, build_state
+from engine.epoch import train_one_epoch
+from engine.resume import to_payload
+from engine.run import Run
 from logger import Logger
 from tools.check.subject import failed, ok, warning
 from tools.shared.steps import changed
-from utils import checkpoint, run, training_state
+from utils import checkpoint
 from utils.errors import Interrupted, listing
 from utils.run_folder import RunFolder
-from utils.signals import STOP_SIGNALS
+from utils.signals import Wishes
 
 STEPS, STOP = 4, 2  # optimizer steps in all, and after how many the one run is stopped
 BATCH = 2
@@ -35,7 +38,12 @@ def check_resume(subject):
     if size > RATE * subject.seconds:
         text = f"not tried, a checkpoint of {weights / 1e6:.0f} M parameters has about {size / 2**30:.1f} GiB"
         return [warning(text, f"--seconds {math.ceil(size / RATE)} gives the time")]
-    (straight, _), (resumed, size) = straight_run(subject), interrupted_run(subject)
+    straight, _ = straight_run(subject)
+    with tempfile.TemporaryDirectory(prefix="check-") as folder:
+        config = shortened(subject, folder)
+        run_until(config, subject.world, STOP)
+        size = (RunFolder.of(config).checkpoints / checkpoint.LAST).stat().st_size
+        resumed = run_until(config, subject.world)
     different = [place for part in PARTS for place in differences(straight[part], resumed[part], part)]
     same_place = straight["progress"]["step"] == resumed["progress"]["step"] == STEPS
     run = f"{STOP} steps, stopped, {STEPS - STOP} more, against {STEPS} at once, batches of {BATCH} noise images"
@@ -43,27 +51,24 @@ def check_resume(subject):
     if different or not same_place:
         advice = "something that training changes is neither in state_dict() nor a function of seed and step"
         return [failed(f"{len(different)} tensors differ, {listing(different, 4)}: {run}", advice)]
-    count = sum(len(list(leaves(straight[part]))) for part in PARTS)
+    count = sum(len(leaves(straight[part], part)) for part in PARTS)
     return [ok(f"{count} values and tensors bit for bit the same: {run}; checkpoint {size / 2**20:.1f} MiB")]
 
 
-def leaves(tree):
-    """(place, value) of everything in nested dicts and lists."""
+def leaves(tree, place):
+    """{place: value} of everything in nested dicts and lists."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else None
     if items is None:
-        yield "", tree
-        return
-    for key, value in items:
-        for place, leaf in leaves(value):
-            yield f".{key}{place}", leaf
+        return {place: tree}
+    return {inner: leaf for key, value in items for inner, leaf in leaves(value, f"{place}.{key}").items()}
 
 
 def differences(first, second, name):
     """Places where two nested structures are not bit for bit the same."""
-    here, there = dict(leaves(first)), dict(leaves(second))
+    here, there = leaves(first, name), leaves(second, name)
     if here.keys() != there.keys():
         return [f"{name} (other entries)"]
-    return [name + place for place, value in here.items() if not same(value, there[place])]
+    return [place for place, value in here.items() if not same(value, there[place])]
 
 
 def same(first, second):
@@ -79,15 +84,6 @@ def straight_run(subject):
     with tempfile.TemporaryDirectory(prefix="check-") as folder:
         recording = Recording(shortened(subject, folder))
         return run_until(recording, subject.world), recording.read
-
-
-def interrupted_run(subject):
-    """(the same of the run that was stopped after STOP steps, bytes of the checkpoint it continued from)."""
-    with tempfile.TemporaryDirectory(prefix="check-") as folder:
-        config = shortened(subject, folder)
-        run_until(config, subject.world, STOP)
-        size = (RunFolder.of(config).checkpoints / checkpoint.LAST).stat().st_size
-        return run_until(config, subject.world), size
 
 
 def shortened(subject, folder):
@@ -126,32 +122,33 @@ def run_until(config, world, stop=None):
     A stopped run saves its checkpoint as runs do; one that reached the end writes nothing.
     """
     log = Logger(enabled=False)
-    data, model = run.build(config, world, log)
-    state = training_state.build_state(config, world, model, data.mixing.criterion, data.train.batches_per_epoch)
-    settings = training_state.build_settings(config, world.device)
+    task, model = build(config, world, log)
+    state = build_state(config, world, task, model)
     try:
-        with run.Run(config, world, log, data, state) as session:
+        with StoppedRun(task, state, config, world, log) as session:
+            session.stop_at = stop
             session.start("tools.check", "")
-
-            def wishes():
-                flags = session.wishes()
-                flags[list(STOP_SIGNALS).index(SIGNAL)] = float(state.progress.step + 1 == stop)
-                return flags
-
-            train_one_epoch(
-                state, data.train, data.mixing, 0, settings=settings, world=world, log=log, wishes=wishes,
-                epochs=config.TRAIN.EPOCHS, save=session.save_last,
-            )  # fmt: skip
+            train_one_epoch(state, task, task.data.train, 0, session.settings, session)
     except Interrupted:
         if session.stop.requested:  # a real signal: somebody wants the check itself to end
             raise KeyboardInterrupt from None
-    return training_state.to_payload(state, config, data.info, world, session.per_epoch)
+    return to_payload(state, config, task.facts(), world, session.per_epoch)
+
+
+class StoppedRun(Run):
+    """A run that is asked to stop after step `stop_at`."""
+
+    stop_at = None
+
+    def wishes(self):
+        """Those of a run, and the signal."""
+        return Wishes(SIGNAL) if self.state.progress.step + 1 == self.stop_at else super().wishes()
 
 
 class Recording(CfgNode):
     """Reads like the CfgNode that it copies; `read` collects the full names of the values asked for.
 
-    Asking a section for all its items asks for each of them (models.build reads MODEL.SHORTCUT so); copying the whole
+    Asking a section for all its items asks for each of them (tasks.backbone reads MODEL.SHORTCUT so); copying the whole
     tree from its root, as a checkpoint does, asks for none.
     """
 

@@ -1,33 +1,32 @@
 """What is checked: one configuration, and what is built of it, each part once; and what a check says about it."""
 
-import functools
-import math
 import time
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
 
-from data.build import check_classes, mixing_of, request_of, split, statistics, transforms_of
-from data.datasets import create, nothing
-from data.loaders import TrainLoader
+from data import HostBatch, check_classes, facts_of, split
+from data.loaders import BatchReader, TrainLoader
 from data.samplers import TrainBatches
 from data.samples import EvalSamples, TrainSamples
 from data.transforms import as_size
+from engine.epoch import steps_per_epoch
+from engine.throughput import endless, timed
 from lr_scheduler import build_scheduler
-from models.build import build_model
-from tools.shared.steps import Steps, changed
+from tasks.backbone import build_model
+from tasks.classification.data import mixing_of, sources_of, transforms_of
+from tools.shared.steps import GivenTask, Steps, changed
 from utils.distributed import World, choose_device
 from utils.errors import ConfigError
 from utils.flops import count_macs
 from utils.seed import seed_all
-from utils.throughput import endless, timed
 
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 STEP_SHARE = 0.01  # of all seconds that one image's step may take: the checks make about 40 of them
 EFFICIENCY = 0.4  # of a large matrix product's speed that a model reaches on small batches
-FLOPS_PER_MAC = 6  # forward and backward pass
+PASSES = 3  # of a step, counted in forward passes: the backward pass is worth two
 DIVISORS = (1, 2, 4, 8)  # of the image's sides
 
 
@@ -46,32 +45,22 @@ class Finding:
         return [f"{self.level:<7}  {name}: {self.text}{advice}", *(f"         {row}" for row in self.rows)]
 
 
-ok = functools.partial(Finding, OK)  # nothing to do
-warning = functools.partial(Finding, WARNING)  # worth knowing; does not fail the check
-failed = functools.partial(Finding, FAILED)  # to be mended before a run is started
+ok = partial(Finding, OK)  # nothing to do
+warning = partial(Finding, WARNING)  # worth knowing; does not fail the check
+failed = partial(Finding, FAILED)  # to be mended before a run is started
 
 
 class Trial(NamedTuple):
     """How large the images are that the checks compute with: the run's, or smaller where that would take too long here.
 
     Gradients, loss, resume and keys do not depend on the size; what does is scaled, and the line says so.
-    size: (height, width) in use; full: the run's; work: how many times the multiply-accumulates the full image takes.
+    size: (height, width) in use; work: how many times the multiply-accumulates the run's image takes; remark: how to
+    say it, '' or ', at 112x112 instead of 384x384 to save time'.
     """
 
     size: tuple
-    full: tuple
     work: float
-
-    @property
-    def pixels(self):
-        """How many times the pixels the full image has."""
-        return math.prod(self.full) / math.prod(self.size)
-
-    @property
-    def remark(self):
-        """How to say it: '' or ', at 112x112 instead of 384x384 to save time'."""
-        shown = [f"{height}x{width}" for height, width in (self.size, self.full)]
-        return f", at {shown[0]} instead of {shown[1]} to save time" if self.size != self.full else ""
+    remark: str
 
 
 class Subject:
@@ -120,8 +109,7 @@ class Subject:
     @cached_property
     def trial(self):
         """The largest images of at most the run's size whose steps are fast enough here, or the smallest that work."""
-        speed = EFFICIENCY * matrix_speed(self.world.device)
-        works = []
+        macs_in_time, works = STEP_SHARE * self.seconds * EFFICIENCY * macs_per_second(self.world.device), []
         for divisor in DIVISORS:
             size = tuple(side // divisor for side in self.img_size)
             try:
@@ -131,10 +119,12 @@ class Subject:
                 if divisor == 1:
                     raise
                 continue
-            if FLOPS_PER_MAC * works[-1][1] / speed <= STEP_SHARE * self.seconds:
+            if PASSES * works[-1][1] <= macs_in_time:
                 break
         size, macs = works[-1]
-        return Trial(size, self.img_size, works[0][1] / macs)
+        shown = [f"{height}x{width}" for height, width in (size, self.img_size)]
+        remark = f", at {shown[0]} instead of {shown[1]} to save time" if size != self.img_size else ""
+        return Trial(size, works[0][1] / macs, remark)
 
     def at_trial_size(self, changes):
         """The configuration with the trial's image size and other changes."""
@@ -145,7 +135,7 @@ class Subject:
     @cached_property
     def sources(self):
         """The dataset, found and listed, no image read."""
-        sources = create(self.config.DATA.DATASET, request_of(self.config, 0, 1, print, nothing))
+        sources = sources_of(self.config, self.world, print)
         check_classes(sources, self.config.MODEL.NUM_CLASSES)
         return sources
 
@@ -157,18 +147,16 @@ class Subject:
     @cached_property
     def info(self):
         """The DatasetInfo of a run: sizes, mean and standard deviation in effect."""
-        sizes = {f"{name}_size": len(images) for name, images in self.parts.items()}
-        return replace(self.sources.info, **sizes, **statistics(self.config, self.sources.info))
+        return facts_of(self.sources.info, self.parts, self.config.DATA.MEAN, self.config.DATA.STD)
 
     def transforms(self, config):
         """(of training, of evaluation), as a configuration for the same data asks for them."""
-        return transforms_of(config, replace(self.info, **statistics(config, self.sources.info)))
+        return transforms_of(config, facts_of(self.sources.info, self.parts, config.DATA.MEAN, config.DATA.STD))
 
     def train_samples(self, config):
         """Augmented training images of a configuration, by (epoch, index)."""
-        return TrainSamples(
-            self.parts["train"], self.transforms(config)[0], config.SEED, config.DATA.BAD_IMAGES == "skip"
-        )
+        transform, skip_bad = self.transforms(config)[0], config.DATA.BAD_IMAGES == "skip"
+        return TrainSamples(self.parts["train"], transform, config.SEED, skip_bad)
 
     def plain_samples(self, config, part="train"):
         """Images of a part as they are evaluated, by index."""
@@ -203,7 +191,7 @@ class Subject:
     @property
     def steps_per_epoch(self):
         """Optimizer steps of an epoch."""
-        return math.ceil(self.batches_per_epoch / self.config.TRAIN.ACCUMULATION_STEPS)
+        return steps_per_epoch(self.batches_per_epoch, self.config.TRAIN.ACCUMULATION_STEPS)
 
     def schedule(self, config):
         """The learning rate of a configuration that has as many steps as this one."""
@@ -222,24 +210,26 @@ class TrialSteps(Steps):
         config = subject.at_trial_size({"DATA.BATCH_SIZE": self.batch, **usual, **changes})
         samples = subject.train_samples(config)
         sampler = TrainBatches(len(samples), self.batch, 0, 1, config.SEED)
-        self.batches = endless(TrainLoader(samples, sampler))
-        super().__init__(config, subject.world, subject.new_model(config), subject.mixing(config), sampler.per_epoch)
+        task = GivenTask(subject.mixing(config), TrainLoader(BatchReader(samples), sampler))
+        self.batches = endless(task.data.train)
+        super().__init__(config, subject.world, task, subject.new_model(config))
 
     def advance(self):
         """One step on the next batch. Whether it was finite."""
-        return self.make([next(self.batches)])
+        return bool(self.take([next(self.batches)])[2])
 
     def seconds_of(self, batches):
         """Seconds of one step on so many batches put together, which are at hand before."""
         parts = [next(self.batches) for _ in range(batches)]
-        return self.seconds([tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))])
+        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        return timed(lambda: self.take([HostBatch(images, labels)]), 1, self.world.device)
 
 
-def matrix_speed(device, side=512, repeats=8):
-    """Floating-point operations per second of a float32 matrix product."""
+def macs_per_second(device, side=512, repeats=8):
+    """Multiply-accumulates per second of a float32 matrix product."""
     matrix = torch.ones(side, side, device=device)
     matrix @ matrix
-    return repeats * 2 * side**3 / timed(lambda: matrix @ matrix, repeats, device)
+    return repeats * side**3 / timed(lambda: matrix @ matrix, repeats, device)
 
 
 def stack(samples, keys):

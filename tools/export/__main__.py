@@ -20,47 +20,56 @@ exit code is 70. Then both are timed, in turns.
   python -m tools.export best.pth --to safetensors --output model.safetensors
 """
 
+import argparse
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
+import yaml
 
-from tools.export.formats import FORMATS, ExportError
-from tools.export.model_card import model_card
-from tools.shared.command import EXITS, exit_code, parser, positive
-from tools.shared.inputs import console
+from config import to_plain
+from engine.resume import choose_weights
+from models import get_variant, list_variants
+from tasks.classification import counts
+from tools.export.formats import FORMATS, ExportError, facts
+from tools.shared.command import EXITS, command, parser, positive
+from tools.shared.inputs import add_options, console
 from tools.shared.results import result_path, write_text, write_whole
-from tools.shared.trained import checkpoint_of, load_model
+from tools.shared.runs import is_run, read_run
+from tools.shared.trained import load_model
+from utils import checkpoint
+from utils.flops import count_macs
+from utils.run_folder import git_commit
 
 EPILOG = f"{EXITS}70: the model cannot be exported to this format, or the file computes something else.\n"
 TOLERANCE = 1e-4
-BATCHES = (1, 8, 3)
-TIMED_BATCHES = (1, 8)
+BATCHES = (1, 8, 3)  # compared; the first two are timed, too
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ("SEED", "MODEL", "DATA", "AUG", "TRAIN", "AMP")  # sections of the configuration that say how it was trained
+PATHS = ("DATA_PATH", "RESUME", "PRETRAINED")  # keys whose value is somebody's folder: the last part is enough
 
 
 def parse(argv):
     """The options; wrong ones raise ConfigError."""
     options = parser("export", __doc__, EPILOG)
-    options.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint, or a run folder")
+    add_options(options, "checkpoint")
     options.add_argument("--to", required=True, choices=tuple(FORMATS), help="format of the result")
     options.add_argument("--output", type=Path, metavar="FILE", help="default: name and tag of the run, in this folder")
     options.add_argument(
-        "--batch", default="dynamic", metavar="N", help="dynamic (any size, the default) or the only batch size"
+        "--batch", type=batch_size, metavar="N", help="dynamic (any size, the default) or the only batch size"
     )
-    options.add_argument("--weights", choices=("auto", "model", "ema"), help="default: those that the run evaluated")
+    add_options(options, "--weights")
     options.add_argument("--repeats", type=positive, default=20, metavar="N", help="timed calls of each (default: 20)")
-    given = options.parse_args(argv)
-    given.batch = None if given.batch == "dynamic" else positive_batch(options, given.batch)
-    return given
+    return options.parse_args(argv)
 
 
-def positive_batch(options, text):
-    """--batch as a number. Raises ConfigError."""
-    if not text.isdecimal() or int(text) < 1:
-        options.error(f"--batch {text}: dynamic, or a whole number above 0")
-    return int(text)
+def batch_size(text):
+    """argparse type: None for any batch size, or the only one."""
+    if text != "dynamic" and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not dynamic, nor a whole number above 0")
+    return None if text == "dynamic" else int(text)
 
 
 def test_images(loaded, batch):
@@ -89,52 +98,121 @@ def compare(loaded, exported, batches):
 
 
 @torch.inference_mode()
-def time_both(first, second, images, repeats):
-    """Median milliseconds per image of two functions that are called in turns."""
-    first(images), second(images)  # the first call allocates and chooses algorithms
-    seconds = [[], []]
-    for _ in range(repeats):
-        for function, times in zip((first, second), seconds, strict=True):
-            start = time.perf_counter()
-            function(images)
-            times.append(time.perf_counter() - start)
-    return [1000 * statistics.median(times) / len(images) for times in seconds]
-
-
 def benchmark(loaded, exported, runtime, batches, repeats):
-    """One line per batch size."""
+    """One line per batch size: median milliseconds per image of file and model, called in turns."""
     threads = torch.get_num_threads()
     for batch in batches:
-        ours, theirs = time_both(loaded.model, exported, test_images(loaded, batch), repeats)
+        images, seconds = test_images(loaded, batch), {loaded.model: [], exported: []}
+        for _ in range(repeats + 1):
+            for function, times in seconds.items():
+                start = time.perf_counter()
+                function(images)
+                times.append(time.perf_counter() - start)
+        # The first call allocates and chooses algorithms.
+        ours, theirs = (1000 * statistics.median(times[1:]) / batch for times in seconds.values())
         print(
             f"speed at batch {batch}: {runtime} {theirs:.3f} ms an image, torch {ours:.3f} ms an image "
             f"(CPU, {threads} thread{'s' * (threads > 1)} each, median of {repeats} calls in turns)"
         )
 
 
-def run(argv):
+def model_card(loaded, form, file, batch, weights):
+    """The card of the file `file`; batch and weights are the options of tools.export."""
+    folder = loaded.path.resolve().parent.parent
+    environment = (read_run(folder).environment or {}) if is_run(folder) else {}
+    unknown = "unknown (the checkpoint does not lie in its run folder)"
+    channels, (height, width), variant = len(loaded.mean), loaded.img_size, loaded.config.MODEL.TYPE
+    rows = {
+        "file": f"`{file}`",
+        "architecture": variant + (f" ({get_variant(variant).source})" if variant in list_variants() else ""),
+        "arguments": f"`{facts(loaded)['kwargs']}`",
+        "parameters": f"{sum(parameter.numel() for parameter in loaded.model.parameters()):,}",
+        "multiply-accumulates": f"{count_macs(loaded.model, loaded.img_size)['total']:,} an image, as fvcore counts",
+        "input": f"`images`: float32 ({batch or 'any batch'}, {channels}, {height}, {width})",
+        "output": f"`logits`: float32 ({batch or 'batch'}, {len(loaded.class_names)})",
+        "trained on": f"{loaded.config.DATA.DATASET}, {len(loaded.class_names)} classes",
+        "accuracy": accuracy(loaded, weights),
+        "commit of the training code": environment.get("commit", unknown),
+        "commit of the exporting code": git_commit(ROOT),
+        "licence": "not known: nothing in the checkpoint states one; ask whoever trained it, and see the data's terms",
+    }
+    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+    steps = "\n".join(f"{number}. {line}" for number, line in enumerate(loaded.transform.describe(), start=1))
+    usage = form.usage.format(file=file, shape=f"{batch or 1}, {channels}, {height}, {width}")
+    classes = ", ".join(f"{number}: {name}" for number, name in enumerate(loaded.class_names))
+    recipe = {name: value for name, value in to_plain(loaded.config).items() if name in RECIPE}
+    for section in ("DATA", "MODEL"):
+        recipe[section] |= {key: Path(value).name for key, value in recipe[section].items() if key in PATHS and value}
+    return f"""\
+# {loaded.name}
+
+| | |
+|---|---|
+{table}
+
+## Preprocessing
+
+Of an upright RGB image; `ToTensor` divides by 255 and puts the channels first.
+
+{steps}
+
+## Use
+
+```python
+{usage}
+```
+
+## Classes
+
+{classes}
+
+## Recipe
+
+```yaml
+{yaml.safe_dump(recipe, sort_keys=False).rstrip()}
+```
+"""
+
+
+def accuracy(loaded, weights):
+    """What the checkpoint's history says of exactly these weights, as counts."""
+    payload = checkpoint.load(loaded.path)
+    if "average" in payload:
+        return "; ".join(payload["average"]["report"])
+    progress = payload.get("progress", {})
+    history = progress.get("history", [])
+    if not history:
+        return "not evaluated"
+    evaluated = choose_weights(payload, loaded.config.TEST.WEIGHTS, loaded.path)
+    if choose_weights(payload, weights or loaded.config.TEST.WEIGHTS, loaded.path) is not evaluated:
+        return "not evaluated: the run evaluated its other weights (model or EMA)"
+    if progress["step"] != history[-1]["step"]:
+        return "not evaluated: saved in the middle of an epoch"
+    split = loaded.config.DATA.VAL_SPLIT
+    images = f"the {split:g} of the training images held out" if split else "the dataset's validation images"
+    when = f"after epoch {len(history)} of {loaded.config.TRAIN.EPOCHS}"
+    chosen = "; the epoch was chosen by this figure" if loaded.path.name == checkpoint.BEST else ""
+    return f"{counts(history[-1])} on {images}, {when}{chosen}"
+
+
+@command
+def main(argv):
     """The whole export; raises RunError."""
     given = parse(argv)
     form = FORMATS[given.to]
-    loaded = load_model(checkpoint_of(given.checkpoint), "cpu", given.weights)
+    loaded = load_model(given.checkpoint, "cpu", given.weights)
     path = result_path(given.output or f"{loaded.name.replace('/', '_')}{form.ending}", (form.ending,))
     console().info(f"exporting {loaded.config.MODEL.TYPE} to {given.to}; a large model takes minutes")
     write = form.prepare(loaded, given.batch)
     differences = {}
-    batches = BATCHES if given.batch is None else (given.batch,)
+    batches = (given.batch,) if given.batch else BATCHES
     write_whole(path, write, lambda temporary: differences.update(compare(loaded, form.open(temporary), batches)))
     write_text(f"{path}.md", model_card(loaded, form, path.name, given.batch, given.weights))
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB), {path}.md")
     listed = ", ".join(f"{difference:.1e} at batch {batch}" for batch, difference in differences.items())
     print(f"checked: largest difference from torch {listed}")
     if given.to != "safetensors":  # that would be the same code twice
-        timed = TIMED_BATCHES if given.batch is None else (given.batch,)
-        benchmark(loaded, form.open(path), form.runtime, timed, given.repeats)
-
-
-def main(argv=None):
-    """Run and return the exit code."""
-    return exit_code(run, argv)
+        benchmark(loaded, form.open(path), form.runtime, batches[:2], given.repeats)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,21 @@
 A new one is an entry in FORMATS. The facts that a user of the file needs (`facts`) are stored in all of them.
 """
 
+import contextlib
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save
+from torch import nn
 
 import models
-from models.build import model_keywords
-from tools.export.convs import with_sums
+from models.dwnet import DynamicConv, InhomogeneousConv
+from tasks.backbone import model_keywords
 from tools.shared.command import need
 from utils.errors import ConfigError, RunError
 
@@ -61,9 +65,65 @@ def facts(loaded):
 
 
 def example(loaded, batch):
-    """(images that are traced, dynamic shapes) for a batch size; None stands for any."""
+    """Keywords of torch's exporters: images that are traced, and which of their sizes is free; batch None: any."""
     images = torch.zeros(batch or EXAMPLE_BATCH, len(loaded.mean), *loaded.img_size)
-    return images, None if batch else ({0: torch.export.Dim("batch")},)
+    return {"args": (images,), "dynamic_shapes": None if batch else ({0: torch.export.Dim("batch")},)}
+
+
+class TapSum(nn.Module):
+    """A dynamic or inhomogeneous convolution of DWNet as a sum over its taps: the same result, for ONNX alone.
+
+    ONNX's `group` is a constant, but a dynamic convolution has one group for each channel of each image of the batch.
+    The inhomogeneous one could be exported as it is, but its two slices for each tap make a graph that takes minutes.
+    """
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, image):
+        """image: (B, C, H, W) -> the same shape."""
+        (channels, height, width), k = image.shape[1:], self.conv.kernel_size
+        taps = self.taps(image)
+        padded = F.pad(image, (k // 2,) * 4)
+        one_hot = torch.eye(k, dtype=image.dtype, device=image.device).view(k, 1, 1, k)
+        total = self.conv.bias.view(-1, 1, 1, 1) if isinstance(self.conv, DynamicConv) else 0
+        for row in range(k):
+            # The band from column 0, 1, ..., k - 1 on, by one convolution instead of k slices: sums of one term.
+            band = padded[:, :, row : row + height].reshape(-1, 1, height, width + 2 * (k // 2))
+            copies = F.conv2d(band, one_hot).unflatten(0, (-1, taps.shape[1], channels // taps.shape[1]))
+            total = total + (copies * taps[:, :, :, row]).sum(3)  # (B, G, C/G, k, H, W) -> (B, G, C/G, H, W)
+        return total.flatten(1, 2)
+
+    def taps(self, image):
+        """Kernels (B, C, 1, k, k, 1, 1) of a DynamicConv, (B, G, 1, k, k, H, W) of an InhomogeneousConv."""
+        conv, k = self.conv, self.conv.kernel_size
+        if isinstance(conv, DynamicConv):
+            return conv.kernels(image).view(-1, image.shape[1], 1, k, k, 1, 1)
+        return conv.expand(F.relu(conv.norm(conv.reduce(image)))).unflatten(1, (conv.groups, 1, k, k))
+
+
+def with_sums(model):
+    """A copy of the model with TapSum in the place of its dynamic and inhomogeneous convolutions."""
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, DynamicConv | InhomogeneousConv):
+                setattr(module, name, TapSum(child))
+    return model
+
+
+@contextlib.contextmanager
+def refusals(loaded, target, *errors):
+    """Errors of an exporter as ExportError: the last cause says most."""
+    try:
+        yield
+    except errors as error:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise ExportError(f"{loaded.config.MODEL.TYPE} cannot be exported to {target}: {reason}") from error
 
 
 def prepare_onnx(loaded, batch):
@@ -73,19 +133,9 @@ def prepare_onnx(loaded, batch):
     size = sum(tensor.nbytes for tensor in loaded.model.state_dict().values())
     if size > LARGEST_ONNX:
         raise ConfigError(f"--to onnx: {size / 2**30:.1f} GiB of weights, one ONNX file holds 2; use --to program")
-    images, shapes = example(loaded, batch)
-    try:
-        exported = torch.onnx.export(
-            with_sums(loaded.model),
-            (images,),
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            verbose=False,
-        )
-    except torch.onnx.OnnxExporterError as error:
-        raise cannot_export(loaded, "ONNX", error) from error
+    options = {"dynamo": True, "input_names": [INPUT], "output_names": [OUTPUT], "verbose": False}
+    with refusals(loaded, "ONNX", torch.onnx.OnnxExporterError):
+        exported = torch.onnx.export(with_sums(loaded.model), **example(loaded, batch), **options)
     exported.model.metadata_props.update(facts(loaded))
     return lambda path: exported.save(path, external_data=False)
 
@@ -101,11 +151,8 @@ def open_onnx(path):
 
 def prepare_program(loaded, batch):
     """By torch.export."""
-    images, shapes = example(loaded, batch)
-    try:
-        program = torch.export.export(loaded.model, (images,), dynamic_shapes=shapes)
-    except (RuntimeError, ValueError) as error:
-        raise cannot_export(loaded, "a torch.export program", error) from error
+    with refusals(loaded, "a torch.export program", RuntimeError, ValueError):
+        program = torch.export.export(loaded.model, **example(loaded, batch))
     return lambda path: torch.export.save(program, path, extra_files={"facts.json": json.dumps(facts(loaded))})
 
 
@@ -129,14 +176,6 @@ def open_safetensors(path):
     model = models.create(metadata["variant"], **json.loads(metadata["kwargs"]))
     model.load_state_dict(load_file(path))
     return model.eval()
-
-
-def cannot_export(loaded, target, error):
-    """The ExportError for what an exporter raised: its last cause says most."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ExportError(f"{loaded.config.MODEL.TYPE} cannot be exported to {target}: {reason}")
 
 
 ONNX_USAGE = """\

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-from utils.cli import Parser
+from engine.command_line import Parser
 from utils.errors import RunError, StorageError, UnavailableError
 
 EXITS = """\
@@ -34,33 +34,24 @@ def exit_code(run, argv=None):
         sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed where it can be reported
         return code
     except RunError as error:
-        return reported(error)
+        failure = error
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output, `head` for instance, has seen enough
-        discard_output()
-        return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        seen_enough = isinstance(error, BrokenPipeError)  # the reader of our output, `head` for instance
+        if not seen_enough and (error.errno != errno.ENOSPC or error.filename is not None):
             raise
-        discard_output()
-        return reported(StorageError(f"the output could not be written ({error.strerror})"))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest, on which Python would fail again
+        if seen_enough:
+            return 0
+        failure = StorageError(f"the output could not be written ({error.strerror})")
+    print(failure.line(), file=sys.stderr, flush=True)
+    return failure.exit_code
 
 
 def command(run):
     """Decorator: the tool's main(argv), called with the process's own arguments without any; see exit_code."""
     return functools.wraps(run)(functools.partial(exit_code, run))
-
-
-def reported(error):
-    """Print a RunError as its line; returns its exit code."""
-    print(error.line(), file=sys.stderr, flush=True)
-    return error.exit_code
-
-
-def discard_output():
-    """Send what is left of stdout nowhere: Python would fail on it again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def need(module, purpose, package=None):
@@ -74,15 +65,15 @@ def need(module, purpose, package=None):
         ) from None
 
 
-def positive(text):
-    """argparse type: a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+def whole_number(least):
+    """argparse type: whole numbers from `least` on, which is 0 or 1."""
+
+    def convert(text):
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {'above 0' if least else 'from 0 on'}")
+        return int(text)
+
+    return convert
 
 
-def not_negative(text):
-    """argparse type: a whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
+not_negative, positive = whole_number(0), whole_number(1)

@@ -7,16 +7,10 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from tools.shared.figures import line_style, new_figure, styled
-from tools.shared.runs import HEADLINE
-from utils.errors import MissingError
+from utils.errors import ConfigError, MissingError, listing, nearest
 
-WHAT = {"loss": ("train_loss", "val_loss"), HEADLINE: (HEADLINE,), "lr": ("lr",)}
-TITLES = {
-    "train_loss": "training loss",
-    "val_loss": "validation loss",
-    HEADLINE: f"validation {HEADLINE}, %",
-    "lr": "learning rate",
-}
+LOSSES = ("train_loss", "val_loss")  # the panels that `loss` stands for
+TITLES = {"train_loss": "training loss", "val_loss": "validation loss", "lr": "learning rate"}
 # name of an axis -> its label, and the values (one per validated epoch) of the rows of a run
 AXES = {
     "epoch": ("epoch", lambda rows: [row["epoch"] + 1 for row in rows]),
@@ -38,12 +32,12 @@ def with_rows(groups):
 
 def choose_axis(name, groups):
     """(label, function from a run to its (E,) values); time gets the unit in which the longest run is readable."""
-    label, of_rows = AXES[name]
-    if name != "time":
-        return label, lambda run: np.array(of_rows(run.rows), dtype=float)
-    longest = max(of_rows(run.rows)[-1] for group in groups for run in group.runs)
-    unit, seconds = next((entry for entry in TIME_UNITS if longest >= 3 * entry[1]), TIME_UNITS[-1])
-    return f"{label}, {unit}", lambda run: np.array(of_rows(run.rows), dtype=float) / seconds
+    (label, of_rows), scale = AXES[name], 1.0
+    if name == "time":
+        longest = max(of_rows(run.rows)[-1] for group in groups for run in group.runs)
+        unit, scale = next((entry for entry in TIME_UNITS if longest >= 3 * entry[1]), TIME_UNITS[-1])
+        label = f"{label}, {unit}"
+    return label, lambda run: np.array(of_rows(run.rows), dtype=float) / scale
 
 
 def mean_curve(group, key, values):
@@ -61,9 +55,26 @@ def _column(run, key):
     return np.array([row.get(key, np.nan) for row in run.rows], dtype=float)
 
 
-def draw_panel(axes, groups, key, axis):
-    """One quantity of all groups over an axis of choose_axis; returns the line handles in the order of the groups."""
-    (xlabel, values), handles = axis, []
+def panels_of(groups, what=None):
+    """{column of metrics.jsonl: title}. what: names of columns, `loss` for both losses; None: losses, headline, lr.
+
+    Raises ConfigError for a column that the runs do not have.
+    """
+    headline = groups[0].runs[0].headline
+    titles, columns = {**TITLES, headline.column: headline.title}, groups[0].runs[0].rows[0]
+    keys = []
+    for name in dict.fromkeys(what or ("loss", headline.column, "lr")):
+        keys += LOSSES if name == "loss" else [name]
+    for key in keys:
+        if key not in columns:
+            known = ["loss", *columns]
+            raise ConfigError(f"--what: {key!r} is no column of these runs, only {listing(known)}{nearest(key, known)}")
+    return {key: titles.get(key, key) for key in keys}
+
+
+def draw_panel(axes, groups, panel, axis):
+    """One quantity, (column, title), of all groups over an axis of choose_axis; returns their line handles in order."""
+    (key, title), (xlabel, values), handles = panel, axis, []
     for number, group in enumerate(groups):
         style, banded = line_style(number), len(group.runs) >= SEEDS_FOR_BAND
         x, mean, std = mean_curve(group, key, values)
@@ -76,7 +87,7 @@ def draw_panel(axes, groups, key, axis):
             if len(run.rows) > start + 1:
                 rest = values(run)[start:], _column(run, key)[start:]
                 axes.plot(*rest, color=style["color"], linewidth=0.8, alpha=0.6)
-    axes.set(title=TITLES[key], xlabel=xlabel)
+    axes.set(title=title, xlabel=xlabel)
     if key == "lr":
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     if xlabel == "epoch":
@@ -92,11 +103,15 @@ def label(group):
 
 
 @styled
-def curves_figure(groups, what=tuple(WHAT), x="epoch"):
-    """The picture of `plot curves`: a panel per quantity, a legend above. Raises MissingError if there is no epoch."""
-    groups, keys = with_rows(groups), [key for name in dict.fromkeys(what) for key in WHAT[name]]
-    columns = min(2, len(keys))
-    rows = -(-len(keys) // columns)
+def curves_figure(groups, what=None, x="epoch"):
+    """The picture of `plot curves`: a panel per quantity (see panels_of), a legend above.
+
+    Raises MissingError if there is no epoch, ConfigError for an unknown quantity.
+    """
+    groups = with_rows(groups)
+    panels = panels_of(groups, what)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
     longest = max(len(label(group)) for group in groups)
     width = 5.2 * columns if columns > 1 else 7.5
     in_legend = max(1, min(len(groups), int(width * 11 // (longest + 7))))  # about 11 characters an inch
@@ -104,19 +119,19 @@ def curves_figure(groups, what=tuple(WHAT), x="epoch"):
     figure = new_figure(width, (3.3 if columns > 1 else 4.2) * rows + legend_height)
     grid = figure.subplots(rows, columns, squeeze=False)
     axis = choose_axis(x, groups)
-    for axes, key in zip(grid.flat, keys, strict=False):
-        handles = draw_panel(axes, groups, key, axis)
-    for axes in grid.flat[len(keys) :]:
+    for axes, panel in zip(grid.flat, panels.items(), strict=False):
+        handles = draw_panel(axes, groups, panel, axis)
+    for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     figure.legend(handles=handles, loc="outside upper center", ncols=in_legend)
     return figure
 
 
 @styled
-def single_figure(groups, key, x="epoch"):
-    """One panel without legend, for a page that has a legend of its own."""
+def single_figure(groups, panel, x="epoch"):
+    """One panel (column, title) without legend, for a page that has a legend of its own."""
     figure = new_figure(4.8, 3.2)
-    draw_panel(figure.subplots(), groups, key, choose_axis(x, groups))
+    draw_panel(figure.subplots(), groups, panel, choose_axis(x, groups))
     return figure
 
 

@@ -6,7 +6,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from utils.errors import ConfigError, nearest
-from utils.run_folder import storage_errors
+from utils.files import storage_errors
 
 # Okabe and Ito's palette without black and yellow, which vanish on dark and on white pages.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

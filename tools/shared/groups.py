@@ -1,15 +1,15 @@
 """Runs that repeat one configuration with several seeds, found by their configurations or named by the user."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import flat
+from config import KEYS, flat
 from tools.shared.runs import find_runs
 from utils.errors import ConfigError
-from utils.training_state import FREE_KEYS
 
 # What two seeds of one configuration may differ in. The name stays: whoever gave two names meant two things.
-SEED_KEYS = {"SEED", *FREE_KEYS} - {"MODEL.NAME"}
+SEED_KEYS = {"SEED", *(key for key, row in KEYS.items() if row.free)} - {"MODEL.NAME"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def group_runs(runs):
         identity = sorted((key, repr(value)) for key, value in flat(run.config).items() if key not in SEED_KEYS)
         groups.setdefault(tuple(identity), []).append(run)
     members = [tuple(sorted(group, key=lambda run: (run.seed, str(run.path)))) for group in groups.values()]
-    return [RunGroup(_name(group[0], members), group) for group in members]
+    return [RunGroup(_name(first, [other for other, *_ in members]), (first, *rest)) for first, *rest in members]
 
 
 def parse_groups(texts):
@@ -55,17 +55,15 @@ def parse_groups(texts):
     folders = [text for text in texts if "=" not in text or Path(text).exists()]
     groups = group_runs(find_runs(folders)) if folders else []
     for text in texts:
-        if text in folders:
-            continue
-        name, _, listed = text.partition("=")
-        if not name or not all(listed.split(",")):
-            raise ConfigError(f"{text}: expected a folder or NAME=FOLDER[,FOLDER...]")
-        runs = find_runs(listed.split(","))
-        groups.append(RunGroup(name, tuple(sorted(runs, key=lambda run: run.seed))))
-    names = [group.name for group in groups]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{name}: {names.count(name)} groups of this name; use NAME=FOLDER[,FOLDER...]")
+        if text not in folders:
+            name, _, listed = text.partition("=")
+            if not name or not all(listed.split(",")):
+                raise ConfigError(f"{text}: expected a folder or NAME=FOLDER[,FOLDER...]")
+            runs = find_runs(listed.split(","))
+            groups.append(RunGroup(name, tuple(sorted(runs, key=lambda run: run.seed))))
+    (name, count), *_ = Counter(group.name for group in groups).most_common()
+    if count > 1:
+        raise ConfigError(f"{name}: {count} groups of this name; use NAME=FOLDER[,FOLDER...]")
     return groups
 
 
@@ -76,10 +74,9 @@ def differing_keys(runs):
     return {key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)}
 
 
-def _name(run, groups):
-    """MODEL.NAME of a group's run; where several groups share it, with the values in which they differ."""
-    values = flat(run.config)
-    name = values["MODEL.NAME"]
-    keys = sorted(differing_keys([other for other, *_ in groups if other.config["MODEL"]["NAME"] == name]))
+def _name(run, others):
+    """MODEL.NAME of a group's run; where runs of other groups share it, with the values in which they differ."""
+    values, name = flat(run.config), run.config["MODEL"]["NAME"]
+    keys = sorted(differing_keys([other for other in others if other.config["MODEL"]["NAME"] == name]))
     parts = [f"{key.rpartition('.')[2]} {values.get(key, 'unset')}" for key in keys]
     return f"{name} ({', '.join(parts)})" if parts else name

@@ -1,44 +1,46 @@
-"""A checkpoint on the images that it was validated on: probabilities and losses, image by image."""
+"""A checkpoint on images: logits, probabilities and losses, image by image, and what of it is right."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from config import default_config
-from data import build_data
-from data.base import ImageDataset
-from engine import autocast
-from tools.shared.trained import load_model, merge
-from utils.amp import amp_dtype
-from utils.errors import ConfigError
-from utils.evaluation import check_classes
-
-
-def silent(line):
-    """For callers that want no remarks."""
+from data import ImageDataset
+from tasks.classification import figures, hits
+from tools.shared.inputs import UNKNOWN, Batches, choose_part, dataset_parts
+from tools.shared.trained import load_model
+from utils.errors import DataError
 
 
 @dataclass(frozen=True)
 class Predictions:
     """What a model says about each of N images of K classes; everything on the CPU, in the order of the set.
 
-    probabilities: (N, K) float32, softmax of the logits. losses: (N,) float32, cross-entropy. labels: (N,) int64.
-    indices: (N,) int64, positions in `images`, which gives the image as PIL (`load(i)`) and its file (`name(i)`).
-    part: 'val' or 'test'. path: the checkpoint. epochs: how many it was trained for.
+    path, name, epochs, class_names: of the LoadedModel. images: gives the image as PIL (`load(i)`) and its file
+    (`name(i)`). indices: (N,) int64, positions in `images` of those that could be read. labels: (N,) int64, UNKNOWN
+    without a class. logits: (N, K) float32.
     """
 
     path: Path
     name: str
     epochs: int
-    part: str
     class_names: tuple
     images: ImageDataset
     indices: torch.Tensor
     labels: torch.Tensor
-    probabilities: torch.Tensor
-    losses: torch.Tensor
+    logits: torch.Tensor
+
+    @cached_property
+    def probabilities(self):
+        """(N, K) float32, softmax of the logits."""
+        return self.logits.softmax(dim=1)
+
+    @cached_property
+    def losses(self):
+        """(N,) float32, cross-entropy; 0 without a class."""
+        return F.cross_entropy(self.logits, self.labels, ignore_index=UNKNOWN, reduction="none")
 
     @property
     def predicted(self):
@@ -55,63 +57,28 @@ class Predictions:
         """How many are right."""
         return len(self.labels) - int(self.wrong.sum())
 
-    def worst(self, count):
-        """(n,) positions of the highest losses, worst first."""
-        return self.losses.argsort(descending=True, stable=True)[:count]
-
-    def most_confident_errors(self, count):
-        """(n,) positions of wrong predictions, the most probable prediction first; fewer if there are fewer."""
-        wrong = self.wrong.nonzero()[:, 0]
-        return wrong[self.probabilities.amax(dim=1)[wrong].argsort(descending=True, stable=True)][:count]
+    @property
+    def result(self):
+        """The figures, counted as main.py --eval does; every image must have a class."""
+        return figures(*hits(self.logits, self.labels), len(self.labels), float(self.losses.double().mean()))
 
 
-@torch.inference_mode()
-def predict_checkpoint(path, data_path=None, *, part="val", device="auto", batch_size=None, workers=None, log=silent):
+def predict(loaded, batches):
+    """The Predictions of a LoadedModel for the images of Batches. Raises DataError if none can be read."""
+    found = [(positions, labels, loaded.logits(images)) for positions, images, labels in batches]
+    if not found:
+        raise DataError(f"none of the {len(batches.images)} images can be read")
+    parts = (torch.cat(part) for part in zip(*found, strict=True))
+    return Predictions(loaded.path, loaded.name, loaded.epochs, loaded.class_names, batches.images, *parts)
+
+
+def predict_checkpoint(path, data_path=None, part="val", device="auto", batch_size=None, workers=None):
     """Predictions of a checkpoint of a run on its validation set ('val') or held-back test set ('test').
 
     Precision, preprocessing and weights (EMA or not) are those of the run, so the counts are the logged ones. data_path
-    replaces DATA.DATA_PATH; nothing is ever downloaded. log takes lines of text.
-    Raises what load_model and build_data do, ConfigError if there is no such part, MismatchError for other classes.
+    replaces DATA.DATA_PATH; nothing is ever downloaded.
+    Raises what load_model and dataset_parts do, ConfigError if there is no such part.
     """
-    loaded = load_model(path, device=device)
-    config = _data_config(loaded.config, data_path, batch_size, workers)
-    data = build_data(config, device=loaded.device, log=log, train=False)
-    check_classes({"data": {"classes": list(loaded.class_names)}}, data.info, path)
-    loader = {"val": data.val, "test": data.test}.get(part)
-    if loader is None:
-        raise ConfigError(f"part {part!r}: the run has no such images; val, or test if DATA.VAL_SPLIT held some out")
-    amp = amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, loaded.device)
-    logits, labels = [], []
-    for images, targets in loader:
-        with autocast(loaded.device, amp):
-            logits.append(loaded.model(images.to(loaded.device, non_blocking=True)).float().cpu())
-        labels.append(targets.cpu())
-    logits, labels = torch.cat(logits), torch.cat(labels)
-    return Predictions(
-        path=Path(path),
-        name=loaded.name,
-        epochs=loaded.epochs,
-        part=part,
-        class_names=loaded.class_names,
-        images=loader.samples.images,
-        indices=torch.as_tensor(loader.indices),
-        labels=labels,
-        probabilities=logits.softmax(dim=1),
-        losses=F.cross_entropy(logits, labels, reduction="none"),
-    )
-
-
-def _data_config(trained, data_path, batch_size, workers):
-    """The run's configuration with what may be chosen anew."""
-    config = default_config()
-    merge(config, trained)
-    config.DATA.DOWNLOAD = False
-    if data_path is not None:
-        config.DATA.DATA_PATH = str(data_path)
-    if batch_size is not None:
-        config.DATA.BATCH_SIZE = batch_size
-    if workers is not None:
-        config.DATA.NUM_WORKERS = workers
-    config.AUG.MIXUP_MODE = "batch"  # 'pair', of training, would forbid an odd batch size
-    config.freeze()
-    return config
+    loaded = load_model(path, device)
+    images = choose_part(dataset_parts(loaded, data_path), part)
+    return predict(loaded, Batches(loaded, images, batch_size, workers))

@@ -35,7 +35,10 @@ def published(config, processes=1):
     sizes = {key for key in config if key.startswith("MODEL.ARGS.")} - set(SWITCHES.values())
     if column is None or sizes or any(config[key] for key in EXTRAS):
         return None
-    wanted = features(config)
+    dw = [*config["MODEL.SHORTCUT.KERNELS"], *["identity"] * config["MODEL.SHORTCUT.IDENTITY"]]
+    span = config["MODEL.SHORTCUT.SPAN"] if dw else 1
+    wanted = {"type": config["MODEL.TYPE"], "dw": dw, "span": span, "size": config["DATA.IMG_SIZE"]}
+    wanted |= {name: config.get(key, True) for name, key in SWITCHES.items()}  # True is the constructors' default
     for source, row in rows():
         found = column in row and row.get("pretrain") != "imagenet22k"
         if found and all(wanted[key] == value for key, value in row["features"].items()):
@@ -49,19 +52,8 @@ def read_tables():
     return yaml.safe_load(PATH.read_text())
 
 
-def features(config):
-    """What the tables tell models apart by. An absent switch has the constructor's default, True."""
-    dw = config["MODEL.SHORTCUT.KERNELS"]
-    if config["MODEL.SHORTCUT.IDENTITY"]:
-        dw = [*dw, "identity"]
-    switches = {name: config.get(key, True) for name, key in SWITCHES.items()}
-    span = config["MODEL.SHORTCUT.SPAN"] if dw else 1
-    size = config["DATA.IMG_SIZE"]
-    return {"type": config["MODEL.TYPE"], "dw": dw, "span": span, "size": size, **switches}
-
-
 def rows():
-    """(source, row) of every published classification result; row['features'] identify its model (see `features`)."""
+    """(source, row) of every published classification result; row['features'] tell its model apart."""
     tables = read_tables()
     for row in tables["table1_vit"]:
         yield _of_locality(1, row, pe=row["pe"])
@@ -77,10 +69,11 @@ def rows():
     for row in tables["table6_imagenet"]:
         parts = {**FULL, "ls": not row["dw"]} if row["model"].startswith("cait") else {"shift": True}
         yield _of_locality(6, row, **parts)
-    for row in tables["cvt"]:
-        yield "arXiv 2103.15808", {**row, "features": {"type": row["model"], "dw": [], "size": row["image_size"]}}
-    for row in tables["dwnet"]:
-        yield "arXiv 2106.04263", {**row, "features": {"type": row["model"], "dw": [], "size": 224}}
+    plain = (("cvt", "arXiv 2103.15808"), ("dwnet", "arXiv 2106.04263"), ("swin_code", "Swin-Transformer's code"))
+    for table, source in plain:
+        for row in tables[table]:
+            features = {"type": row["model"], "dw": [], "size": row.get("image_size", 224)}
+            yield source, {**row, "features": features}
 
 
 def _of_locality(table, row, **features):

@@ -1,12 +1,10 @@
 """Result files that are whole or as they were before."""
 
-import os
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from utils.errors import ConfigError, MissingError, StorageError
+from utils.errors import ConfigError, MissingError
+from utils.files import replace_whole, storage_errors
 
 
 def result_path(path, endings=()):
@@ -26,24 +24,13 @@ def result_path(path, endings=()):
 def write_whole(path, write, check=None):
     """Call write(temporary), then check(temporary), then rename to `path`; whatever fails leaves `path` as it was.
 
-    The temporary file lies beside `path` and has its ending. Raises StorageError if writing fails, and what `check`
-    raises.
+    The temporary file has the ending of `path`. Raises StorageError if writing fails, and what `check` raises.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        try:
+    with replace_whole(path) as temporary:
+        with storage_errors(path, also=(RuntimeError,)):  # torch reports a full disk as RuntimeError
             write(temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a failed write as RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise StorageError(f"{path}: could not be written ({reason})") from error
         if check:
             check(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path, text):

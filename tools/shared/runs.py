@@ -8,30 +8,13 @@ from pathlib import Path
 
 import yaml
 
+import tasks
 from config import completed
 from utils.errors import DataError, MissingError
 from utils.run_folder import CHECKPOINTS
-from utils.summary import best_row, counts
 
-HEADLINE = "accuracy"  # the column of metrics.jsonl that runs are compared by, in percent
-COUNTED = ("correct", "total")  # the whole numbers that it comes from, which add up over runs
-METRICS = ("epoch", "step", "lr", "train_loss", "val_loss", *COUNTED, HEADLINE, "img_per_s", "seconds")
+METRICS = ("epoch", "step", "lr", "train_loss", "val_loss", "img_per_s", "seconds")  # of a row, beside the headline
 SUMMARY = ("best", "final", "params", "macs", "img_size", "seconds")
-
-
-def score(row):
-    """The headline of an epoch or evaluation in percent, unrounded."""
-    return 100 * row["correct"] / row["total"]
-
-
-def say(row):
-    """The headline in words: `84.12 % (8412/10000)`."""
-    return counts(row)
-
-
-def pooled(rows):
-    """(correct, total) of several evaluations together, as COUNTED names them."""
-    return tuple(sum(row[name] for row in rows) for name in COUNTED)
 
 
 @dataclass(frozen=True)
@@ -67,14 +50,20 @@ class RunRecord:
     @property
     def best(self):
         """The row of the best epoch so far, None before the first."""
-        return best_row(self.rows) if self.rows else None
+        return self.headline.best(self.rows) if self.rows else None
 
     @property
-    def data(self):
-        """How much data it had, as far as its rows tell: plain facts by name, None before the first epoch."""
-        if not self.rows:
-            return None
-        return {"validation images": self.rows[-1]["total"], "last step of epoch 1": self.rows[0]["step"]}
+    def headline(self):
+        """The Headline of its task."""
+        return tasks.find(self.config["TASK"]).headline
+
+    def score(self, row):
+        """The headline of an epoch or evaluation as a number."""
+        return row[self.headline.column]
+
+    def say(self, row):
+        """The headline of an epoch or evaluation in words: `84.12 % (8412/10000)`."""
+        return self.headline.say(row)
 
     @cached_property
     def origins(self):
@@ -105,13 +94,14 @@ def read_run(folder):
         rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
         paths = {name: folder / f"{name}.json" for name in ("summary", "environment", "exit")}
         parts = {name: json.loads(path.read_text()) if path.is_file() else None for name, path in paths.items()}
-        _check_figures(rows, parts)
+        headline = tasks.find(config["TASK"]).headline
+        _check_figures(rows, parts, (*headline.counted, headline.key, headline.column), headline.counted[-1:])
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, DataError) as error:
         raise DataError(f"{folder}: a file of the run is damaged ({' '.join(str(error).split())})") from None
     return RunRecord(folder, config, rows, **parts)
 
 
-def _check_figures(rows, parts):
+def _check_figures(rows, parts, figures, images):
     """Raise DataError for what a run never writes: figures without their names, counts of no images."""
     for row in rows:
         _require("metrics.jsonl", row, METRICS)
@@ -121,9 +111,9 @@ def _check_figures(rows, parts):
     summary = parts["summary"] or {}
     scores = [summary[name] for name in ("best", "final", "test") if summary.get(name) is not None]
     for row in [*rows, *scores]:
-        _require("summary.json", row, COUNTED)
-        if not row["total"]:
-            raise DataError(f"an {HEADLINE} over 0 images")
+        _require("summary.json", row, figures)
+        if not all(row[name] for name in images):
+            raise DataError(f"{figures[-1]} over 0 images")
 
 
 def _require(file, value, keys):

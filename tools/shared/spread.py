@@ -38,7 +38,7 @@ def spread(values):
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
-def paired_difference(ours, theirs, level=LEVEL):
+def paired_difference(ours, theirs):
     """The Difference ours - theirs of {seed: value} over the seeds that both have; None if they share none.
 
     Student's t for the differences d of the n common seeds: mean(d) ± t(n - 1) * std(d) / sqrt(n). Pairing by the seed
@@ -49,5 +49,5 @@ def paired_difference(ours, theirs, level=LEVEL):
         return None
     if found.std is None:
         return Difference(found.mean, None, None, 1)
-    half = float(student.ppf((1 + level) / 2, found.n - 1)) * found.std / math.sqrt(found.n)
+    half = float(student.ppf((1 + LEVEL) / 2, found.n - 1)) * found.std / math.sqrt(found.n)
     return Difference(found.mean, found.mean - half, found.mean + half, found.n)

@@ -1,13 +1,11 @@
 """Real optimizer steps for tools that measure or check a training, and copies of a configuration with other values."""
 
-import torch
-
-from engine import autocast, train_step
-from utils import training_state
-from utils.signals import STOP_SIGNALS
-from utils.throughput import timed
-
-NO_WISHES = [0.0] * (len(STOP_SIGNALS) + 1)
+from config import value_of
+from engine.build import build_settings, build_state
+from engine.step import train_step
+from tasks.base import Data
+from tasks.classification import Classification
+from utils.signals import Wishes
 
 
 def changed(config, changes):
@@ -15,39 +13,32 @@ def changed(config, changes):
     copy = config.clone()
     copy.defrost()
     for key, value in changes.items():
-        *sections, name = key.split(".")
-        node = copy
-        for section in sections:
-            node = node[section]
-        node[name] = value
+        section, _, name = key.rpartition(".")
+        (value_of(copy, section) if section else copy)[name] = value
     copy.freeze()
     return copy
 
 
-class Steps:
-    """A fresh training of `model` as the configuration says, advanced by hand; `mixing` and batches are the caller's.
+class GivenTask(Classification):
+    """Classification with a mixing and a training loader that are there already."""
 
-    batches_per_epoch: of one process, for the schedule. A group is a list of (images, labels), one per accumulation.
+    def __init__(self, mixing, train):
+        self.mixing, self.data = mixing, Data(train, None, None, [])
+
+
+class Steps:
+    """A fresh training of `model` as the configuration says, advanced by hand with the caller's batches.
+
+    A group is a list of training batches of the task, one per accumulation.
     """
 
-    def __init__(self, config, world, model, mixing, batches_per_epoch):
-        self.world, self.mixing = world, mixing
-        self.state = training_state.build_state(config, world, model, mixing.criterion, batches_per_epoch)
-        self.settings = training_state.build_settings(config, world.device)
+    def __init__(self, config, world, task, model):
+        self.world, self.task = world, task
+        self.state, self.settings = build_state(config, world, task, model), build_settings(config, world)
         self.state.runner.train()
 
-    def make(self, group):
-        """One optimizer step on a group. Whether loss and gradients were finite."""
-        record = train_step(self.state, self.settings, self.mixing, self.world, group, lambda: NO_WISHES)
+    def take(self, group):
+        """One optimizer step on a group; returns its record on the device, which nobody has waited for."""
+        record, _ = train_step(self.state, self.task, self.settings, group, Wishes)
         self.state.progress.step += 1
-        return bool(record[2])
-
-    def seconds(self, group):
-        """Seconds of one step on a group."""
-        return timed(lambda: self.make(group), 1, self.world.device)
-
-    def forward_seconds(self, images):
-        """Seconds of evaluating images (B, 3, H, W); the model stays in evaluation mode."""
-        self.state.evaluator.eval()
-        with torch.inference_mode(), autocast(self.world.device, self.settings.amp_dtype):
-            return timed(lambda: self.state.eval_runner(images), 1, self.world.device)
+        return record

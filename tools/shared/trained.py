@@ -7,15 +7,16 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from config import default_config
+from config import from_stored
 from data.transforms import EvalTransform, as_size
-from models.build import build_model
-from models.pretrained import load_exact
+from engine.resume import choose_weights
+from models.weights.pretrained import load_exact
+from tasks.backbone import build_model
 from tools.shared.runs import read_run
 from utils import checkpoint
+from utils.amp import amp_dtype, autocast
 from utils.distributed import choose_device
 from utils.errors import MismatchError
-from utils.evaluation import choose_weights
 
 
 @dataclass(frozen=True)
@@ -46,44 +47,34 @@ class LoadedModel:
         """(height, width) of the input."""
         return as_size(self.config.DATA.IMG_SIZE)
 
+    @torch.inference_mode()
+    def logits(self, images):
+        """(B, 3, H, W) -> (B, K) float32 on the CPU, in the precision that the run evaluates in."""
+        dtype = amp_dtype(self.config.AMP.ENABLE, self.config.AMP.DTYPE, self.device)
+        with autocast(self.device, dtype):
+            return self.model(images.to(self.device, non_blocking=True)).float().cpu()
+
 
 def load_model(path, device="auto", weights=None):
-    """The model of a checkpoint that a run wrote; `weights`: 'model', 'ema' or 'auto' (the run's TEST.WEIGHTS if None).
+    """The model of a checkpoint of a run, or of the best one of a run folder.
 
-    Raises MissingError, DataError (damaged), MismatchError (not one of our checkpoints), UnavailableError (device).
+    weights: 'model', 'ema' or 'auto' (the run's TEST.WEIGHTS if None). Raises as `checkpoint_of` and `read_checkpoint`
+    do, MismatchError if it has no such weights, UnavailableError (device).
     """
-    payload = checkpoint.load(path)
-    if "config" not in payload or "data" not in payload:
-        raise MismatchError(f"{path}: not a checkpoint of a run (it has no configuration); tools.convert reads others")
-    config = default_config()
-    merge(config, payload["config"])
+    path = checkpoint_of(path)
+    payload, config = read_checkpoint(path)
     config.MODEL.SHORTCUT.IMPL = "auto"  # the weights are the same: any device will do
     for key in config.MODEL.ARGS:
         if key.upper() == "PRETRAINED":
             config.MODEL.ARGS[key] = False  # the weights come from this file: nothing to download
     config.freeze()
-    facts = payload["data"]
-    model = build_model(config, len(facts["classes"]), len(facts["mean"]))
+    classes, mean, std = (tuple(payload["data"][key]) for key in ("classes", "mean", "std"))
+    model = build_model(config, len(classes), len(mean))
     load_exact(model, choose_weights(payload, weights or config.TEST.WEIGHTS, path), path)
     device = choose_device(device)
-    transform = EvalTransform(
-        config.DATA.IMG_SIZE,
-        facts["mean"],
-        facts["std"],
-        interpolation=config.DATA.INTERPOLATION,
-        crop=config.TEST.CROP,
-    )
-    return LoadedModel(
-        path=Path(path),
-        model=model.to(device).eval(),
-        config=config,
-        class_names=tuple(facts["classes"]),
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        transform=transform,
-        device=device,
-        epochs=len(payload.get("progress", {}).get("history", [])),
-    )
+    transform = EvalTransform(config.DATA.IMG_SIZE, mean, std, config.DATA.INTERPOLATION, config.TEST.CROP)
+    epochs = len(payload.get("progress", {}).get("history", []))
+    return LoadedModel(path, model.to(device).eval(), config, classes, mean, std, transform, device, epochs)
 
 
 def checkpoint_of(path):
@@ -91,10 +82,12 @@ def checkpoint_of(path):
     return read_run(path).checkpoint() if Path(path).is_dir() else Path(path)
 
 
-def merge(config, plain):
-    """Put the values of a nested dict into a CfgNode; keys that this version no longer has are ignored."""
-    for key, value in plain.items():
-        if isinstance(config.get(key), CfgNode):
-            merge(config[key], value)
-        elif key in config or config.is_new_allowed():
-            config[key] = value
+def read_checkpoint(path):
+    """(payload, configuration) of a checkpoint that a run wrote; keys younger than the run have their defaults.
+
+    Raises MissingError, DataError (damaged), MismatchError (not one of our checkpoints).
+    """
+    payload = checkpoint.load(path)
+    if "config" not in payload or "data" not in payload:
+        raise MismatchError(f"{path}: not a checkpoint of a run (it has no configuration); tools.convert reads others")
+    return payload, from_stored(payload["config"])

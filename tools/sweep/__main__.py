@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from tools.shared.command import command, parser, positive
-from tools.sweep.grid import read_grid
+from tools.sweep.grid import check_seeds, read_grid
 from utils.errors import ConfigError
 
 DESCRIPTION = """\
@@ -54,20 +54,16 @@ def check_options(options):
     """Raise ConfigError for values that contradict each other."""
     if len(options.opts) % 2:
         raise ConfigError(f'--opts: takes KEY VALUE pairs, but {options.opts[-1]!r} is left over (quote "[3, 5]")')
-    if options.seeds and (min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds)):
-        raise ConfigError(f"--seeds: {options.seeds} - allowed: different whole numbers from 0 on")
-    if options.gpus is not None and not all(map(is_gpu, options.gpus.split(","))):
+    if options.seeds:
+        check_seeds(options.seeds, f"--seeds: {options.seeds}")
+    gpus = [] if options.gpus is None else [name.strip() for name in options.gpus.split(",")]
+    if not all(name.isdecimal() or name.startswith(("GPU-", "MIG-")) for name in gpus):  # as nvidia-smi -L prints them
         raise ConfigError(f"--gpus: {options.gpus!r} - allowed: numbers with commas, such as 0,1")
     if options.slurm is not None and (options.gpus or options.jobs):
         raise ConfigError("--slurm: the cluster decides where and how many; leave --gpus and --jobs out")
     for pair in options.slurm or []:
         if "=" not in pair:
             raise ConfigError(f"--slurm: {pair!r} is not KEY=VALUE, such as slurm_partition=gpu")
-
-
-def is_gpu(text):
-    """Whether this names a GPU: a number, or the start of an identifier as `nvidia-smi -L` prints it."""
-    return text.strip().isdecimal() or text.strip().startswith(("GPU-", "MIG-"))
 
 
 def data_paths(words):

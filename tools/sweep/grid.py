@@ -48,17 +48,32 @@ def read_grid(path):
         if section not in SECTIONS:
             raise ConfigError(f"{key}: unknown ({leaf.origin}); allowed: {listing(SECTIONS)}{nearest(key, SECTIONS)}")
         sections[section][rest] = leaf
-    axes = _axes(sections["axes"])
-    bases = _bases(sections["base"], axes, path)
+    axes, bases = _axes(sections["axes"]), _values(sections["base"], [])
+    named_by_an_axis = any(all("base" in changes for changes in values.values()) for values in axes.values())
+    if not bases and not named_by_an_axis or not all(isinstance(base, str) and base for base in bases):
+        raise ConfigError(f"base: {shown_path(path)} names no configuration file")
     if len(bases) > 1:
         axes = {"base": {Path(base).stem: {"base": base} for base in bases}, **axes}
     common = {"base": bases[0]} if bases else {}
     common |= {key: option_text(leaf) for key, leaf in sections["set"].items() if key}
-    cells = _without_excluded(_cells(axes, common, path), _value(sections["exclude"], []), axes, path)
-    name = UNSAFE.sub("-", str(_value(sections["name"], path.stem)))
+    cells = []
+    for combination in itertools.product(*(values.items() for values in axes.values())):
+        labels = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
+        values = common | {key: text for _, changes in combination for key, text in changes.items()}
+        cells.append(Cell(path.parent / values.pop("base"), labels, values))
+    cells = _without_excluded(cells, _values(sections["exclude"], []), axes, path)
+    name = UNSAFE.sub("-", "-".join(map(str, _values(sections["name"], [path.stem]))))
     if not name.strip("."):
         raise ConfigError(f"name: {name!r} is no name of a folder ({shown_path(path)})")
-    return Grid(path, name, axes, _seeds(sections["seeds"]), cells)
+    seeds = tuple(_values(sections["seeds"], [0]))
+    check_seeds(seeds, f"seeds: {list(seeds)} ({sections['seeds'][''].origin if sections['seeds'] else 'default'})")
+    return Grid(path, name, axes, seeds, cells)
+
+
+def check_seeds(seeds, shown):
+    """Raise ConfigError, naming them as `shown`, unless these are seeds of different runs."""
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{shown} - allowed: different whole numbers from 0 on")
 
 
 def option_text(leaf):
@@ -106,36 +121,7 @@ def _list_axis(key, leaf):
     return values
 
 
-def _bases(leaves, axes, path):
-    """The names of the base files as written; none if every cell of an axis names its own."""
-    value = _value(leaves, None)
-    bases = value if isinstance(value, list) else [value] if value is not None else []
-    named_by_an_axis = any(all("base" in changes for changes in values.values()) for values in axes.values())
-    if not bases and not named_by_an_axis or not all(isinstance(base, str) and base for base in bases):
-        raise ConfigError(f"base: {shown_path(path)} names no configuration file")
-    return bases
-
-
-def _seeds(leaves):
-    seeds = _value(leaves, [0])
-    seeds = seeds if isinstance(seeds, list) else [seeds]
-    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds: {seeds} ({leaves[''].origin}) - allowed: different whole numbers from 0 on")
-    return tuple(seeds)
-
-
-def _cells(axes, common, path):
-    cells = []
-    for combination in itertools.product(*(values.items() for values in axes.values())):
-        labels = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
-        values = common | {key: text for _, changes in combination for key, text in changes.items()}
-        cells.append(Cell(path.parent / values.pop("base"), labels, values))
-    return cells
-
-
 def _without_excluded(cells, rules, axes, path):
-    if not isinstance(rules, list):
-        raise ConfigError(f"exclude: {rules!r} - takes a list of labels or of lists of labels ({shown_path(path)})")
     known = [label for values in axes.values() for label in values]
     rules = [rule if isinstance(rule, list) else [rule] for rule in rules]
     for label in itertools.chain(*rules):
@@ -151,10 +137,12 @@ def _without_excluded(cells, rules, axes, path):
     return kept
 
 
-def _value(leaves, default):
-    """The one value of a section without keys below it."""
-    if any(leaves) or not leaves:
-        for key, leaf in leaves.items():
+def _values(leaves, default):
+    """The list of a section without keys below it, or its one value as a list; `default` without the section."""
+    for key, leaf in leaves.items():
+        if key:
             raise ConfigError(f"{key}: takes a value or a list, not further keys ({leaf.origin})")
+    if not leaves or leaves[""].value is None:
         return default
-    return leaves[""].value
+    value = leaves[""].value
+    return value if isinstance(value, list) else [value]

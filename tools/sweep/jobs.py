@@ -1,4 +1,7 @@
-"""Run many commands, some at a time: slots, retries, logs, and an orderly stop. Knows nothing of grids."""
+"""Run many commands, some at a time, here or as jobs of a SLURM cluster: places, retries, logs, an orderly stop.
+
+Knows nothing of grids. An executor (LocalJobs, SlurmJobs) starts a job, tells its exit code, stops and kills.
+"""
 
 import ctypes
 import os
@@ -10,12 +13,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.shared.command import need
+from utils.errors import ConfigError
 from utils.signals import StopSignals
 
 RETRIED = (69, 74, 75, 77)  # device or port busy, disk, preempted, hang: the same command may succeed
 POLL = 0.2  # seconds between two looks at the running jobs
 GRACE = 60.0  # seconds that stopped jobs get to save
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+ASK_EVERY = 15.0  # seconds between two questions to the cluster about one job
 
 
 @dataclass
@@ -85,6 +91,83 @@ def stop_with_parent():
     ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGUSR1)
 
 
+class ClusterRun:
+    """What a job does on its node: one command, its output appended to a log.
+
+    When the cluster is about to end the job (time limit, preemption), submitit calls `checkpoint`: the run saves, and
+    the same command is queued again, which continues it.
+    """
+
+    def __init__(self, command, log, folder):
+        self.command, self.log, self.folder = command, str(Path(log).absolute()), str(folder)
+        self.process = None
+
+    def __call__(self):
+        """Run the command; returns its exit code."""
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(self.command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT)
+        return self.process.wait()
+
+    def checkpoint(self):
+        """Let the run save and stop; returns what submitit queues again."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.process is not None:
+            self.process.send_signal(signal.SIGUSR1)
+            self.process.wait()
+        return DelayedSubmission(ClusterRun(self.command, self.log, self.folder))
+
+
+class SlurmJobs:
+    """Executor that submits every job at once and leaves it to the cluster when and where each runs.
+
+    `settings`: parameters of submitit.AutoExecutor as text (slurm_partition, gpus_per_node, timeout_min, ...), and
+    `cluster`: slurm (default), or local and debug, which run on this machine. Raises UnavailableError without submitit
+    or SLURM, ConfigError for parameters that submitit does not know.
+    """
+
+    has_room = True
+
+    def __init__(self, folder, settings):
+        submitit = need("submitit", "--slurm")
+        settings = {name: int(value) if value.isdecimal() else value for name, value in settings.items()}
+        self.every = ASK_EVERY if settings.get("cluster", "slurm") == "slurm" else 0.0
+        self.running = {}  # name -> [submitit's job, time of the last question]
+        try:
+            self.executor = submitit.AutoExecutor(folder, cluster=settings.pop("cluster", "slurm"))
+            self.executor.update_parameters(**settings)
+        except (ValueError, NameError, RuntimeError, AssertionError) as error:
+            raise ConfigError(f"--slurm: {error}") from None
+
+    def start(self, job):
+        """Submit a job."""
+        self.running[job.name] = [self.executor.submit(ClusterRun(job.command, job.log, os.getcwd())), 0.0]
+
+    def poll(self, job):
+        """The exit code of the run's command once the job has ended, else None; 1 if the cluster ended the job."""
+        submitted, asked = self.running[job.name]
+        if time.monotonic() - asked < self.every:
+            return None
+        self.running[job.name][1] = time.monotonic()
+        if not submitted.done():
+            return None
+        del self.running[job.name]
+        failure = submitted.exception()
+        if failure is None:
+            return submitted.result()
+        with open(job.log, "a") as log:
+            log.write(f"error[cluster] job {submitted.job_id}: {' '.join(str(failure).split())}\n")
+        return 1
+
+    def stop(self):
+        """Cancel the jobs."""
+        for submitted, _ in self.running.values():
+            submitted.cancel(check=False)
+
+    def kill(self):
+        """Nothing to add: the cluster ends cancelled jobs."""
+
+
 def run_jobs(jobs, executor, *, on_start, on_end, attempts=3, pause=10.0):
     """Run all jobs; returns the name of the signal that stopped it, or None.
 
@@ -94,20 +177,23 @@ def run_jobs(jobs, executor, *, on_start, on_end, attempts=3, pause=10.0):
     waiting, running, not_before, deadline = list(jobs), [], {}, None
     with StopSignals() as stop:
         while running or (waiting and not stop.requested):
-            ready = [job for job in waiting if not_before.get(job.name, 0) <= time.monotonic()]
-            while ready and executor.has_room and not stop.requested:
-                job = ready.pop(0)
-                waiting.remove(job)
-                begin(job, executor)
-                running.append(job)
-                on_start(job)
+            for job in [job for job in waiting if not_before.get(job.name, 0) <= time.monotonic()]:
+                if executor.has_room and not stop.requested:
+                    waiting.remove(job)
+                    job.attempts += 1
+                    job.log_start = job.log.stat().st_size if job.log.exists() else 0
+                    job.started = time.monotonic()
+                    executor.start(job)
+                    running.append(job)
+                    on_start(job)
             if stop.requested and deadline is None:  # the jobs save; what still runs in the end is killed
                 executor.stop()
                 deadline = time.monotonic() + GRACE
             elif stop.requested and time.monotonic() > deadline:
                 executor.kill()
             time.sleep(POLL)
-            for job in ended(running, executor):
+            for job in [job for job in running if ended(job, executor)]:
+                running.remove(job)
                 if (job.code in RETRIED or job.code < 0) and job.attempts < attempts and not stop.requested:
                     not_before[job.name] = time.monotonic() + pause
                     waiting.append(job)
@@ -116,26 +202,14 @@ def run_jobs(jobs, executor, *, on_start, on_end, attempts=3, pause=10.0):
     return stop.requested
 
 
-def begin(job, executor):
-    """Start one attempt."""
-    job.attempts += 1
-    job.log_start = job.log.stat().st_size if job.log.exists() else 0
-    job.started = time.monotonic()
-    executor.start(job)
-
-
-def ended(running, executor):
-    """Take the jobs that have ended out of `running`; returns them."""
-    done = []
-    for job in list(running):
-        code = executor.poll(job)
-        if code is not None:
-            job.code = code
-            job.seconds += time.monotonic() - job.started
-            job.reason = "" if code == 0 else last_words(job)
-            running.remove(job)
-            done.append(job)
-    return done
+def ended(job, executor):
+    """Whether the job has ended; its exit code, time and reason are then noted in it."""
+    job.code = executor.poll(job)
+    if job.code is None:
+        return False
+    job.seconds += time.monotonic() - job.started
+    job.reason = "" if job.code == 0 else last_words(job)
+    return True
 
 
 def last_words(job):

@@ -2,22 +2,19 @@
 
 import json
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
 
-from config import check, difference, load_config, to_plain
-from models.build import build_model
-from tools.shared.groups import FREE_KEYS
+from config import changes_results, check, difference, load_config, to_plain
+from tasks.backbone import build_model
 from tools.shared.runs import read_run
 from tools.sweep.grid import Cell
 from utils.errors import ConfigError, MismatchError, MissingError, RunError
 from utils.run_folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
 OWN_KEYS = ("SEED", "TAG", "OUTPUT", "MODEL.NAME")  # the sweep's own: they say which cell and seed a run is
 CLASSES = 10  # for the check of a model whose number of classes only the data knows
 
@@ -50,11 +47,6 @@ class Planned:
     def summary(self):
         """What a finished run says of itself."""
         return json.loads((self.folder / "summary.json").read_text())
-
-    @property
-    def command(self):
-        """The words that start the run with this Python, from the current folder."""
-        return [sys.executable, str(ROOT / "main.py"), *self.argv]
 
 
 def plan(grid, seeds, folder, data_paths=None, opts=()):
@@ -121,7 +113,7 @@ def check_folders(runs):
         if not (run.folder / "config.yaml").is_file():
             continue
         changes = difference(read_run(run.folder).config, to_plain(run.config))
-        listed = [f"{key} {old!r} -> {new!r}" for key, old, new in changes if key not in FREE_KEYS]
+        listed = [f"{key} {old!r} -> {new!r}" for key, old, new in changes if changes_results(key)]
         if listed:
             raise MismatchError(
                 f"{run.name} is there with another configuration: {', '.join(listed)}; rename or delete {run.folder}"

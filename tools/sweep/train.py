@@ -3,15 +3,22 @@
 import contextlib
 import json
 import os
+import sys
 import time
+from functools import partial
+from pathlib import Path
 
+import tasks
+from data import worker_count
 from logger import duration
 from tools.shared.results import write_text
-from tools.shared.runs import say
-from tools.sweep.jobs import Job, LocalJobs, run_jobs
+from tools.sweep.jobs import Job, LocalJobs, SlurmJobs, run_jobs
 from utils.errors import OutputError
 from utils.files import FileLock, storage_errors
 from utils.signals import STOP_SIGNALS
+
+ROOT = Path(__file__).resolve().parents[2]
+tell = partial(print, flush=True)
 
 
 @contextlib.contextmanager
@@ -59,24 +66,24 @@ def cores():
 def train(runs, folder, options):
     """Run what is not finished; returns the exit code."""
     places, extra = slots(options.gpus, options.jobs), []
-    if options.slurm is None:
+    if options.slurm is not None:
+        executor = SlurmJobs(folder / "slurm", dict(pair.split("=", 1) for pair in options.slurm))
+    else:
         executor = LocalJobs(places)
         if len(places) > 1:  # what runs get that leave the number of loader workers open when several share the cores
-            extra = ["--opts", "DATA.NUM_WORKERS", str(max(1, min(8, cores() // len(places))))]
-    else:
-        from tools.sweep.slurm import SlurmJobs
-
-        executor = SlurmJobs(folder / "slurm", dict(pair.split("=", 1) for pair in options.slurm))
+            extra = ["--opts", "DATA.NUM_WORKERS", str(worker_count(-1, len(places)))]
     jobs = []
     for run in runs:
         if not run.finished:
-            command = [*run.command, *(extra if run.config.DATA.NUM_WORKERS == -1 else [])]
+            workers = extra if run.config.DATA.NUM_WORKERS == -1 else []
+            command = [sys.executable, str(ROOT / "main.py"), *run.argv, *workers]
             jobs.append(Job(run.name, command, folder / "logs" / f"{run.name.replace('/', '_')}.txt"))
     report = Report(runs, len(places))
-    report.begin(folder)
+    partly = sum((run.folder / "checkpoints").is_dir() and not run.finished for run in runs)
+    tell(f"{len(runs)} runs ({len({run.cell.name for run in runs})} cells) in {folder}: {len(runs) - len(jobs)} "
+         f"finished, {partly} begun; {len(places)} at a time")  # fmt: skip
     stopped = run_jobs(jobs, executor, on_start=report.started, on_end=report.ended)
-    report.finish(stopped)
-    return STOP_SIGNALS[stopped] if stopped else int(bool(report.failed))
+    return report.finish(stopped)
 
 
 class Report:
@@ -90,13 +97,6 @@ class Report:
         self.places, self.failed, self.since = places, [], time.monotonic()
         self.seconds = {run.name: run.summary["seconds"] for run in runs if run.finished}
 
-    def begin(self, folder):
-        """How much there is to do."""
-        cells = len({run.cell.name for run in self.runs.values()})
-        partly = sum((run.folder / "checkpoints").is_dir() and not run.finished for run in self.runs.values())
-        tell(f"{len(self.runs)} runs ({cells} cells) in {folder}: {len(self.seconds)} finished, {partly} begun; "
-             f"{self.places} at a time")  # fmt: skip
-
     def started(self, job):
         """A run begins (again)."""
         again = f", attempt {job.attempts} after {job.reason}" if job.attempts > 1 else ""
@@ -106,7 +106,7 @@ class Report:
         """A run has ended for good, or was stopped."""
         run = self.runs[job.name]
         if job.code == 0 and run.finished:
-            summary = run.summary
+            summary, say = run.summary, tasks.find(run.config.TASK).headline.say
             self.seconds[job.name] = summary["seconds"]
             said = f"best {say(summary['best'])}, final {say(summary['final'])}"
         else:
@@ -120,16 +120,12 @@ class Report:
         tell(f"[{len(self.seconds)}/{len(self.runs)}] {job.name}: {said}, {duration(job.seconds)}; {times}")
 
     def finish(self, stopped):
-        """The last lines. `stopped`: the signal that ended the sweep, or None."""
+        """The last lines; returns the exit code. `stopped`: the signal that ended the sweep, or None."""
         done = f"{len(self.seconds)} of {len(self.runs)} runs finished"
         if stopped:
             tell(f"stopped by {stopped}: {done}, the others have saved; the same command continues")
-            return
+            return STOP_SIGNALS[stopped]
         for job in self.failed:
             tell(f"failed: {job.name} ({job.attempts} attempts): {job.reason}\n  log {job.log}")
         tell(f"{done}, {len(self.failed)} failed")
-
-
-def tell(line):
-    """Print at once."""
-    print(line, flush=True)
+        return int(bool(self.failed))

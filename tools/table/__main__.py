@@ -1,12 +1,9 @@
 """A results table of run folders: `python -m tools.table FOLDER ...` (see --help)."""
 
-import json
 import sys
-from pathlib import Path
 
 from tools.shared.command import command, parser
 from tools.shared.results import deliver, result_path
-from utils.errors import ConfigError, DataError
 
 DESCRIPTION = """\
 A table of finished runs, seeds averaged: accuracy of the last and of the best epoch as mean ± sample deviation, n,
@@ -49,57 +46,14 @@ def build_parser():
     return result
 
 
-def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
-    """([Row] with all remarks, the metric that they are compared in) of the runs at or below the folders."""
-    from tools.shared.runs import find_runs
-    from tools.table.remarks import axes_of, compare_with, label_axes, remark_on_gaps, remark_on_recipes
-    from tools.table.rows import build_rows
-
-    runs, notes = find_runs(folders), read_notes(folders)
-    rows = build_rows(runs, notes, pool)
-    metric = chosen_metric(rows, metric)
-    axes = axes_of(rows, notes, by)
-    remark_on_recipes(rows, axes)
-    label_axes(rows, axes)
-    for row in rows:
-        remark_on_gaps(row)
-    compare_with(rows, baseline, metric)
-    return rows, metric
-
-
-def chosen_metric(rows, wanted):
-    """final, best or test; ConfigError if test is wanted and not there."""
-    tested = [bool(row.scores("test")) for row in rows if row.runs]
-    if wanted == "test" and not any(tested):
-        raise ConfigError("--metric: test, but no run held images out (DATA.VAL_SPLIT)")
-    if wanted != "auto":
-        return wanted
-    return "test" if tested and all(tested) else "final"
-
-
-def read_notes(folders):
-    """Contents of the *.sweep.json files at or below the folders, and of the sweeps that these are parts of."""
-    found = set()
-    for folder in map(Path, folders):
-        found |= {path.resolve() for path in folder.rglob("*.sweep.json")}
-        for above in list(folder.resolve().parents)[:2]:
-            found |= set(above.glob("*.sweep.json"))
-    try:
-        notes = [json.loads(path.read_text()) for path in sorted(found)]
-        for note in notes:
-            note["axes"], note["seeds"], *(cell["labels"] for cell in note["cells"].values())
-        return notes
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"a *.sweep.json file is damaged ({error})") from None
-
-
 @command
 def main(argv):
     """The whole tool."""
     options = build_parser().parse_args(argv)
     if options.output:
         result_path(options.output)
-    from tools.table.formats import FORMATS
+    from tools.table.formats import FORMATS  # imports torch: not for --help and wrong flags
+    from tools.table.rows import make_rows
 
     rows, metric = make_rows(options.folders, options.metric, options.baseline, options.by, options.pool)
     deliver(FORMATS[options.format](rows, metric), options.output)

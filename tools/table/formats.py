@@ -2,15 +2,16 @@
 
 import csv
 import io
-import string
+from itertools import product
+from string import ascii_lowercase
 
 from logger import duration
 from tools.shared.markup import element, join, page, table
-from tools.shared.runs import COUNTED
 from tools.shared.spread import Difference
 from tools.table.rows import METRICS
 
 EMPTY = "–"
+LETTERS = [*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2))]  # of the notes: a, ..., z, aa, ab, ...
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "Δ": r"$\Delta$",
@@ -18,23 +19,9 @@ LATEX = {
 }  # fmt: skip
 
 
-def letters():
-    """a, b, ..., z, aa, ab, ..."""
-    for first in ("", *string.ascii_lowercase):
-        yield from (first + letter for letter in string.ascii_lowercase)
-
-
 def signed(value):
     """`+1.25` or `−1.25` (with the minus sign, not a hyphen)."""
     return f"{value:+.2f}".replace("-", "−")
-
-
-def difference_text(difference):
-    """`+1.25 [+0.40, +2.10] (n 3)`."""
-    if difference is None:
-        return EMPTY
-    bounds = f" [{signed(difference.low)}, {signed(difference.high)}]" if difference.low is not None else ""
-    return f"{signed(difference.mean)}{bounds} (n {difference.n})"
 
 
 def gap(row, metric):
@@ -47,17 +34,22 @@ def shown(row, metric, marks):
     """{header: text} of one row. `metric`: what differences and gaps are measured in."""
     reference, params, macs, size = row.published, row.fact("params"), row.fact("macs"), row.fact("img_size")
     distance, done, waiting = gap(row, metric), len(row.runs), len(row.missing) + len(row.unfinished)
+    difference = EMPTY
+    if row.difference:
+        mean, low, high, n = row.difference
+        bounds = "" if low is None else f" [{signed(low)}, {signed(high)}]"
+        difference = f"{signed(mean)}{bounds} (n {n})"
     return {
         "model": row.name,
         **{f"{name}, %": str(row.spread(name) or EMPTY) for name in METRICS},
         "n": f"{done} of {done + waiting}" if waiting else str(done),
-        "/".join(COUNTED): "/".join(map(str, row.counts(metric) or ())) or EMPTY,
+        "/".join(row.headline.counted) or "counts": "/".join(map(str, row.counts(metric))) or EMPTY,
         "parameters": f"{params:,}" if params else EMPTY,
         "MACs, M": f"{macs / 1e6:,.2f}" if macs else EMPTY,
         "image": "×".join(map(str, size)) if isinstance(size, list) else str(size or EMPTY),
         "time": duration(row.seconds) if row.runs else EMPTY,
         "img/s": f"{row.rate:.0f}" if row.rate else EMPTY,
-        f"Δ {metric} [95 %]": difference_text(row.difference),
+        f"Δ {metric} [95 %]": difference,
         "against": row.baseline or EMPTY,
         "published, %": f"{reference.accuracy:.2f}" if reference else EMPTY,
         f"{metric} − published": signed(distance) if distance is not None else EMPTY,
@@ -67,45 +59,38 @@ def shown(row, metric, marks):
 
 
 def grid_of(rows, metric):
-    """(headers, lines of texts, notes as (letter, text)); columns in which nothing stands are left out."""
-    texts = dict.fromkeys(note for row in rows for note in row.notes)
-    marks = dict(zip(texts, letters(), strict=False))
+    """(headers, lines of texts, notes); columns in which nothing stands are left out."""
+    marks = dict(zip(dict.fromkeys(note for row in rows for note in row.notes), LETTERS, strict=False))
     cells = [shown(row, metric, [marks[note] for note in row.notes]) for row in rows]
     headers = [header for header in cells[0] if any(line[header] != EMPTY for line in cells)]
-    return headers, [[line[header] for header in headers] for line in cells], [(marks[text], text) for text in texts]
+    notes = [f"{letter}: {text}" for text, letter in marks.items()]
+    return headers, [[line[header] for header in headers] for line in cells], notes
 
 
 def markdown(rows, metric):
     """A Markdown table, then the notes as a list."""
     headers, lines, notes = grid_of(rows, metric)
 
-    def row_of(cells):
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    parts = [row_of(headers), "|" + "---|" * len(headers), *map(row_of, lines), *[""] * bool(notes)]
-    return "\n".join([*parts, *(f"- {letter}: {text}" for letter, text in notes)]) + "\n"
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (headers, *lines)]
+    rows.insert(1, "|" + "---|" * len(headers))
+    return "\n".join([*rows, *[""] * bool(notes), *(f"- {note}" for note in notes)]) + "\n"
 
 
 def latex(rows, metric):
     """A tabular with booktabs rules; the notes follow it."""
     headers, lines, notes = grid_of(rows, metric)
-
-    def safe(text):
-        return "".join(LATEX.get(character, character) for character in text)
-
-    def row_of(cells):
-        return " & ".join(map(safe, cells)) + r" \\"
-
-    parts = [rf"\begin{{tabular}}{{l{'r' * (len(headers) - 1)}}}", r"\toprule", row_of(headers), r"\midrule"]
-    parts += [row_of(line) for line in lines] + [r"\bottomrule", r"\end{tabular}"]
-    parts += [rf"\par\footnotesize {letter}: {safe(text)}" for letter, text in notes]
-    return "\n".join(["% needs \\usepackage{booktabs}", *parts]) + "\n"
+    escapes = str.maketrans(LATEX)
+    head, *body = [" & ".join(cell.translate(escapes) for cell in line) + r" \\" for line in (headers, *lines)]
+    columns = "l" + "r" * (len(headers) - 1)
+    parts = ["% needs \\usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+    parts += [*body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*parts, *(rf"\par\footnotesize {note.translate(escapes)}" for note in notes)]) + "\n"
 
 
 def part_of_page(rows, metric):
     """The table and its notes as Markup, for a page that holds more."""
     headers, lines, notes = grid_of(rows, metric)
-    remarks = (element("p", f"{letter}: {text}", class_="note") for letter, text in notes)
+    remarks = (element("p", note, class_="note") for note in notes)
     return join(table(headers, lines, "Mean ± standard deviation over the seeds; n: number of runs"), *remarks)
 
 
@@ -118,7 +103,7 @@ def raw(row, metric):
     """{column: value} of one row with every figure unrounded, for CSV."""
     reference = row.published
     measured = {f"{name}_{part}": getattr(row.spread(name), part, None) for name in METRICS for part in ("mean", "std")}
-    difference = row.difference or Difference(None, None, None, None)
+    difference, counted = row.difference or Difference(None, None, None, None), row.headline.counted
     figures = {
         "model": row.name,
         **measured,
@@ -127,7 +112,7 @@ def raw(row, metric):
         "missing_seeds": " ".join(map(str, row.missing)),
         "unfinished_seeds": " ".join(map(str, sorted(row.unfinished))),
         "metric": metric,
-        **dict(zip(COUNTED, row.counts(metric) or [None] * len(COUNTED), strict=True)),
+        **dict(zip(counted, row.counts(metric) or [None] * len(counted), strict=True)),
         "params": row.fact("params"),
         "macs": row.fact("macs"),
         "img_size": row.fact("img_size"),

@@ -1,18 +1,26 @@
-"""Rows of a results table: runs that may be averaged, kept apart by where they come from."""
+"""Rows of a results table: runs that may be averaged, kept apart by where they come from, with remarks.
 
+Remarked on are other recipes and sources, gaps, and what the difference to a baseline is made of.
+"""
+
+import json
 import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from config import flat
-from tools.shared.groups import group_runs
+import tasks
+from config import KEYS, flat
+from tools.shared.groups import SEED_KEYS, group_runs
 from tools.shared.published import Published, published
-from tools.shared.runs import pooled, score
-from tools.shared.spread import Difference, Spread, spread
-from utils.errors import listing
+from tools.shared.runs import find_runs
+from tools.shared.spread import Difference, Spread, paired_difference, spread
+from tools.sweep.grid import value_label
+from utils.errors import ConfigError, DataError, listing, nearest
 
 PROVENANCE = ("commit", "packages", "processes", "data")  # runs that differ in one of these are not averaged
 HARDWARE = ("python", "platform", "device", "gpu", "threads")  # runs that differ in these are, with a remark
 METRICS = ("final", "best", "test")
+MODEL_KEYS = ("MODEL.", "DATA.DATASET", "DATA.IMG_SIZE")  # what rows are expected to differ in without a grid
 
 
 @dataclass
@@ -35,22 +43,24 @@ class Row:
         """The name of its cell of a sweep."""
         return self.config.get("MODEL.NAME", self.name)
 
-    def _evaluations(self, metric):
-        found = {seed: run.summary.get(metric) for seed, run in self.runs.items()}
-        return {seed: counts for seed, counts in found.items() if counts}
+    @property
+    def headline(self):
+        """The Headline of the runs' task."""
+        return tasks.find(self.config.get("TASK", KEYS["TASK"].default)).headline
 
-    def scores(self, metric):
-        """{seed: headline in percent}; `metric` as in METRICS."""
-        return {seed: score(counts) for seed, counts in self._evaluations(metric).items()}
+    def scores(self, metric, column=None):
+        """{seed: headline, or another column of its evaluation}; `metric` as in METRICS."""
+        found = {seed: run.summary.get(metric) for seed, run in self.runs.items()}
+        return {seed: result[column or self.headline.column] for seed, result in found.items() if result}
 
     def spread(self, metric) -> Spread | None:
         """Mean and deviation over the seeds."""
         return spread(self.scores(metric).values())
 
     def counts(self, metric):
-        """The counts of all seeds together, as tools.shared.runs.COUNTED names them; or None."""
-        found = self._evaluations(metric).values()
-        return pooled(found) if found else None
+        """The counts of all seeds together, as the headline names them; [] without an evaluation."""
+        names = self.headline.counted if self.scores(metric) else ()
+        return [sum(self.scores(metric, name).values()) for name in names]
 
     def fact(self, name):
         """A figure of the summaries that all seeds share (params, macs), or None."""
@@ -75,8 +85,28 @@ class Row:
 
 def provenance_of(run):
     """{name: comparable value} of where a run comes from; what an unfinished run does not know is None."""
-    environment = run.environment or {}
-    return {name: environment.get(name) for name in (*PROVENANCE, *HARDWARE)} | {"data": run.data}
+    environment, data = run.environment or {}, None
+    if run.rows:  # they tell how much data it had
+        data = {"last step of epoch 1": run.rows[0]["step"]}
+        counted = run.headline.counted
+        data |= {"validation images": run.rows[-1][counted[-1]]} if counted else {}
+    return {name: environment.get(name) for name in (*PROVENANCE, *HARDWARE)} | {"data": data}
+
+
+def read_notes(folders):
+    """Contents of the *.sweep.json files at or below the folders, and of the sweeps that these are parts of."""
+    found = set()
+    for folder in map(Path, folders):
+        found |= {path.resolve() for path in folder.rglob("*.sweep.json")}
+        for above in list(folder.resolve().parents)[:2]:
+            found |= set(above.glob("*.sweep.json"))
+    try:
+        notes = [json.loads(path.read_text()) for path in sorted(found)]
+        for note in notes:
+            note["axes"], note["seeds"], *(cell["labels"] for cell in note["cells"].values())
+        return notes
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"a *.sweep.json file is damaged ({error})") from None
 
 
 def build_rows(runs, notes, pool=()):
@@ -103,22 +133,21 @@ def build_rows(runs, notes, pool=()):
 
 def split_by_origin(group, labels, expected, pool):
     """Rows of a group of one configuration: finished runs by origin; unfinished and missing seeds go to the first."""
-    parts = {}
+    rows = {}
     for run in group.runs:
         if run.finished:
             origin = provenance_of(run)
-            parts.setdefault(repr([origin[name] for name in PROVENANCE if name not in pool]), []).append(run)
-    config, rows = flat(group.runs[0].config), []
-    for part in parts.values() or [group.runs[:1]]:  # without a finished run: one row, which says where it comes from
-        row = Row(group.name, labels, config, provenance=provenance_of(part[0]))
-        for run in part if parts else ():
+            key = repr([origin[name] for name in PROVENANCE if name not in pool])
+            row = rows.setdefault(key, Row(group.name, labels, flat(run.config), provenance=origin))
             if run.seed in row.runs:
                 row.notes.append(f"seed {run.seed} is there twice; {run.path} is not counted")
             else:
                 row.runs[run.seed] = run
-        if parts:
-            describe_mixture(row, pool)
-        rows.append(row)
+    rows = list(rows.values())
+    for row in rows:
+        describe_mixture(row, pool)
+    first = group.runs[0]  # without a finished run: one row, which says where it comes from
+    rows = rows or [Row(group.name, labels, flat(first.config), provenance=provenance_of(first))]
     done = {seed for row in rows for seed in row.runs}
     rows[0].unfinished = {run.seed: len(run.rows) for run in group.runs if not run.finished and run.seed not in done}
     rows[0].missing = sorted(expected - done - rows[0].unfinished.keys())
@@ -157,3 +186,135 @@ def brief(row, rows, name):
         others = [other.provenance[name] or {} for other in rows]
         return " ".join(f"{key} {v}" for key, v in value.items() if any(other.get(key) != v for other in others))
     return str(value)
+
+
+def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
+    """([Row] with all remarks, the metric that they are compared in) of the runs at or below the folders."""
+    runs, notes = find_runs(folders), read_notes(folders)
+    rows = build_rows(runs, notes, pool)
+    tested = [bool(row.scores("test")) for row in rows if row.runs]
+    if metric == "test" and not any(tested):
+        raise ConfigError("--metric: test, but no run held images out (DATA.VAL_SPLIT)")
+    if metric == "auto":
+        metric = "test" if tested and all(tested) else "final"
+    axes = axes_of(rows, notes, by)
+    remark_on_recipes(rows, axes)
+    label_axes(rows, axes)
+    for row in rows:
+        remark_on_gaps(row)
+    compare_with(rows, baseline, metric)
+    return rows, metric
+
+
+def axes_of(rows, notes, by):
+    """Configuration keys that rows are meant to differ in: `by`, else the grids' axes, else the model's keys.
+
+    Raises ConfigError for a name in `by` that no configuration has.
+    """
+    keys = {key for row in rows for key in row.config}
+    chosen = {name: {key for key in keys if f"{key}.".startswith(f"{name}.")} for name in by}
+    for name, found in chosen.items():
+        if not found:
+            raise ConfigError(f"--by: {name}: unknown key{nearest(name, keys)}")
+    if by:
+        return set().union(*chosen.values())
+    cells = {name for note in notes for name in note["cells"]}
+    varied = {key for note in notes for axis in note["axes"].values() for values in axis.values() for key in values}
+    measured = [row.cell for row in rows if row.config]
+    if measured and cells.issuperset(measured) and "base" not in varied:
+        return varied
+    return {key for key in keys if key.startswith(MODEL_KEYS)}
+
+
+def label_axes(rows, axes):
+    """Labels from the configuration's axes for tables whose rows do not all come from one kind of grid."""
+    if all(row.labels for row in rows) and len({tuple(row.labels) for row in rows}) == 1:
+        return
+    varied = [key for key in sorted(axes - {"MODEL.NAME"})
+              if len({repr(row.config.get(key)) for row in rows if row.config}) > 1]  # fmt: skip
+    for row in rows:
+        row.labels = {key: value_label(key, row.config[key]) for key in varied if key in row.config}
+
+
+def remark_on_recipes(rows, axes):
+    """Remarks where a row differs from most others in more than the axes: in recipe, commit, packages or data."""
+    measured = [row for row in rows if row.config]
+    keys = sorted({key for row in measured for key in row.config} - SEED_KEYS - axes - {"MODEL.NAME"})
+    usual = {key: most_common([row.config.get(key) for row in measured]) for key in keys}
+    for row in measured:
+        other = [key for key in keys if row.config.get(key) != usual[key]]
+        if other:
+            listed = ", ".join(f"{key} {row.config.get(key)} (elsewhere {usual[key]})" for key in other)
+            row.notes.append(f"other recipe than most rows: {listed}")
+    for dataset in {row.config["DATA.DATASET"] for row in measured}:
+        alike = [row for row in measured if row.runs and row.config["DATA.DATASET"] == dataset]
+        for name in PROVENANCE:
+            usual_origin = most_common([row.provenance[name] for row in alike])
+            for row in alike:
+                if row.provenance[name] != usual_origin:
+                    row.notes.append(f"other {name} than most rows: {brief(row, alike, name)}")
+
+
+def most_common(values):
+    """The most frequent value, the first of several; values may be lists."""
+    texts = [repr(value) for value in values]
+    return max(values, key=lambda value: texts.count(repr(value)), default=None)
+
+
+def remark_on_gaps(row):
+    """Remarks on missing and unfinished seeds and on a recipe that is not the published one."""
+    if row.missing:
+        row.notes.append(f"missing: seed {', '.join(map(str, row.missing))}")
+    if row.unfinished:
+        epochs = row.config["TRAIN.EPOCHS"]
+        parts = ", ".join(f"seed {seed} ({done}/{epochs} epochs)" for seed, done in sorted(row.unfinished.items()))
+        row.notes.append(f"not finished, not counted: {parts}")
+    if row.published and row.published.recipe_differs:
+        row.notes.append(f"not the published recipe: {', '.join(row.published.recipe_differs)}")
+
+
+def compare_with(rows, wanted, metric):
+    """Fill in differences to the baseline. `wanted`: a row's name, a label, or ROW=BASELINE words.
+
+    A label (kernels-none) gives every row the row that has this label and otherwise the same ones.
+    Raises ConfigError for a name that is none of these.
+    """
+    names = {row.name: row for row in rows}
+    labels = {label for row in rows for label in row.labels.values()}
+    for word in wanted:
+        mine, equals, base = word.partition("=")
+        if word in names:
+            pairs = [(row, names[word]) for row in rows]
+        elif equals:
+            pairs = [(names[_known(mine, names)], names[_known(base, names)])]
+        else:
+            _known(word, [*names, *sorted(labels)])
+            pairs = [(row, counterpart(row, rows, word)) for row in rows]
+        for row, baseline in pairs:
+            if baseline is not None and baseline is not row:
+                measure(row, baseline, metric)
+
+
+def _known(name, options):
+    if name not in options:
+        raise ConfigError(f"--baseline: no row or label {name!r}{nearest(name, options)}; there are {listing(options)}")
+    return name
+
+
+def counterpart(row, rows, label):
+    """The row with `label` on one axis and this row's labels on all others, or None."""
+    axis = next(axis for other in rows for axis, text in other.labels.items() if text == label)
+    same = [other for other in rows if other.labels == {**row.labels, axis: label}]
+    return max(same, key=lambda other: len(other.runs.keys() & row.runs.keys()), default=None)
+
+
+def measure(row, baseline, metric):
+    """Difference of one row to its baseline."""
+    row.difference = paired_difference(row.scores(metric), baseline.scores(metric))
+    unpaired = ", ".join(map(str, sorted(row.runs.keys() ^ baseline.runs.keys())))
+    if row.difference:
+        row.baseline = baseline.name
+        if unpaired:
+            row.notes.append(f"compared over {row.difference.n} common seeds; seeds {unpaired} are not in both")
+    elif row.runs:
+        row.notes.append(f"not compared: no finished seed in common with {baseline.name}")

@@ -1,0 +1,182 @@
+"""The command line of main.py. Every flag is checked; a misspelt one is an error with the nearest right spelling."""
+
+import argparse
+import os
+import re
+
+from config import KEYS
+from utils.errors import ConfigError, nearest
+
+DESCRIPTION = """\
+Train, evaluate or time a vision transformer with depth-wise convolution shortcuts.
+
+A YAML file (--cfg) says what to train; --opts changes any of its keys; the flags below are short forms of the most
+used ones (the key stands in brackets). Later wins: file, then --opts, then flags. --print-config shows every value
+and where it comes from."""
+
+RUN_FOLDER = "run folder: OUTPUT/name of the configuration/TAG"
+
+EPILOG = """\
+examples:
+  # train on one process, best device found
+  python main.py --cfg configs/vit/vit_tiny_16_224_cifar10.yaml --data-path DIR --batch-size 128
+  # the same on two GPUs (total batch 128); several nodes as torchrun does it
+  torchrun --nproc_per_node=2 main.py --cfg configs/vit/vit_tiny_16_224_cifar10.yaml --data-path DIR --batch-size 64
+  # an ablation: two parallel kernels, in a run folder of its own
+  python main.py --cfg ... --data-path DIR --tag k35 --opts MODEL.SHORTCUT.KERNELS "[3, 5]"
+  # exact evaluation of one checkpoint
+  python main.py --cfg ... --data-path DIR --eval --resume output/.../checkpoints/best.pth
+
+The same command started again continues the run where it stopped.
+
+exit codes:
+  0 done               64 configuration or usage   65 bad data or file      66 file or folder missing
+  69 device or port    73 run folder               74 disk                  75 preempted and saved
+  76 loss not finite   77 a process hangs          78 checkpoint does not match   130 Ctrl-C   143 SIGTERM"""
+
+SWITCH = None
+FLAGS = {  # group -> {flag: (configuration key, placeholder or type)}; the key's meaning is the flag's help
+    "data": {
+        "--data-path": ("DATA.DATA_PATH", "DIR"),
+        "--batch-size": ("DATA.BATCH_SIZE", int),
+        "--zip": ("DATA.ZIP_MODE", SWITCH),
+        "--cache-mode": ("DATA.CACHE_MODE", "MODE"),
+    },
+    "model and checkpoints": {
+        "--pretrained": ("MODEL.PRETRAINED", "FILE"),
+        "--resume": ("MODEL.RESUME", "FILE"),
+    },
+    "training": {
+        "--accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", int),
+        "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", SWITCH),
+        "--optim": ("TRAIN.OPTIMIZER.NAME", "NAME"),
+        "--seed": ("SEED", int),
+    },
+    "precision and speed": {
+        "--disable-amp": ("AMP.ENABLE", SWITCH),
+        "--amp-dtype": ("AMP.DTYPE", "TYPE"),
+        "--compile": ("COMPILE", SWITCH),
+        "--device": ("DEVICE", "NAME"),
+    },
+    RUN_FOLDER: {
+        "--output": ("OUTPUT", "DIR"),
+        "--tag": ("TAG", "NAME"),
+    },
+}
+
+REPLACED = {  # flags of the original repository
+    "--amp-opt-level": "use --disable-amp or --amp-dtype",
+    "--fused_window_process": "use --compile",
+    "--fused_layernorm": "use --compile",
+    "--enable-amp": "mixed precision is on unless --disable-amp is given",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but mistakes are a ConfigError (64) of one line instead of a usage text and exit code 2."""
+
+    def error(self, message):
+        """Raise instead of exiting."""
+        raise ConfigError(message.removeprefix("argument "))
+
+
+def build_parser():
+    """The parser of main.py; also the source of --help."""
+    parser = Parser(
+        prog="main.py", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    group = parser.add_argument_group("what to run")
+    add_configuration(group)
+    modes = group.add_mutually_exclusive_group()
+    modes.add_argument("--eval", action="store_true", help="evaluate the checkpoint given by --resume, train nothing")
+    modes.add_argument("--throughput", action="store_true", help="measure images per second, train nothing")
+    group.add_argument("--print-config", action="store_true", help="print every value with its origin, run nothing")
+    add_settings(parser)
+    group = parser.add_argument_group("launchers")
+    group.add_argument("--local-rank", "--local_rank", type=int, default=0, metavar="N",
+                       help="given by torch.distributed.launch; the variable LOCAL_RANK wins")  # fmt: skip
+    return parser
+
+
+def add_configuration(group):
+    """--cfg and --opts, here and for tools that read a configuration."""
+    group.add_argument("--cfg", metavar="FILE", help="YAML configuration (required)")
+    group.add_argument("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE",
+                       help='change any keys: TRAIN.EPOCHS 100 MODEL.SHORTCUT.KERNELS "[3, 5]"')  # fmt: skip
+
+
+def add_settings(parser, leave_out=()):
+    """The short forms of configuration keys, likewise; `leave_out`: groups of FLAGS."""
+    for title, flags in FLAGS.items():
+        if title not in leave_out:
+            group = parser.add_argument_group(title)
+            for flag, (key, kind) in flags.items():
+                kinds = {SWITCH: {"action": "store_true"}, int: {"type": int, "metavar": "N"}}
+                meaning = "compute in float32" if flag == "--disable-amp" else KEYS[key].meaning.replace("%", "%%")
+                names = (flag, "--disable_amp") if flag == "--disable-amp" else (flag,)
+                takes = kinds.get(kind, {"metavar": kind})
+                group.add_argument(*names, default=None, help=f"{meaning} [{key}]", **takes)
+
+
+def parse_args(argv=None):
+    """Namespace of the command line (`argv` or the process's own). Raises ConfigError (64) for every mistake."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise _unknown_flag(unknown[0], parser)
+    if not args.cfg:
+        raise ConfigError("--cfg: missing; name a file such as configs/vit/vit_tiny_16_224_cifar10.yaml (see --help)")
+    if len(args.opts) % 2:
+        raise ConfigError(f'--opts: takes KEY VALUE pairs, but {args.opts[-1]!r} is left over (quote "[3, 5]")')
+    _check_modes(args)
+    if "LOCAL_RANK" in os.environ:
+        args.local_rank = _local_rank(os.environ["LOCAL_RANK"])
+    return args
+
+
+def flag_overrides(args):
+    """`{'DATA.BATCH_SIZE': (64, '--batch-size'), ...}` for every flag that was given, 0 and '' included."""
+    given = {}
+    for flags in FLAGS.values():
+        for flag, (key, _) in flags.items():
+            value = getattr(args, flag[2:].replace("-", "_"), None)
+            if value is not None:
+                given[key] = (False if flag == "--disable-amp" else value, flag)
+    return given
+
+
+def _unknown_flag(word, parser):
+    name = word.partition("=")[0]
+    if name in REPLACED:
+        return ConfigError(f"{name}: does not exist here, {REPLACED[name]}")
+    if not name.startswith("-"):
+        return ConfigError(f"{word!r}: stands after no flag (see --help)")
+    hint = nearest(name, re.findall(r"--[a-z-]+", parser.format_usage()))
+    keys = _keys_called(name)
+    if keys and not hint:
+        hint = f"; write --opts {' or '.join(keys)} and the value"
+    return ConfigError(f"{name}: unknown flag{hint}")
+
+
+def _keys_called(flag):
+    """Keys of the configuration whose last part is a flag's name: TRAIN.EPOCHS for --epochs."""
+    name = flag.lstrip("-").upper().replace("-", "_")
+    return [key for key in KEYS if key.rpartition(".")[2] == name]
+
+
+def _check_modes(args):
+    if args.resume == "":
+        raise ConfigError("--resume: names no file; give a checkpoint or leave the flag out")
+    if args.eval and not args.resume and "MODEL.RESUME" not in args.opts[::2]:
+        raise ConfigError("--eval: needs --resume FILE, the checkpoint to evaluate (output/.../checkpoints/best.pth)")
+    if args.eval and args.pretrained:
+        raise ConfigError("--eval: evaluates --resume FILE; --pretrained only starts a training")
+    if args.disable_amp and args.amp_dtype not in (None, "float32"):
+        raise ConfigError(f"--amp-dtype: {args.amp_dtype} contradicts --disable-amp")
+
+
+def _local_rank(text):
+    if not text.isdecimal():
+        raise ConfigError(f"LOCAL_RANK: {text!r} is not a whole number (environment variable)")
+    return int(text)

@@ -1,0 +1,223 @@
+"""One start of a training run: continues it, keeps its folder true, and ends it with the right exit code."""
+
+import time
+
+from engine import resume
+from engine.build import build_settings, global_batch
+from engine.epoch import steps_per_epoch
+from engine.evaluate import evaluate
+from engine.failures import explain
+from engine.summary import draw_curves, environment, summary
+from models.weights.pretrained import load_exact
+from optimizer import describe_groups
+from utils import checkpoint
+from utils.errors import Interrupted, RunError
+from utils.files import temporary_files
+from utils.flops import count_macs
+from utils.run_folder import RunFolder
+from utils.signals import StopSignals, Wishes
+
+
+class Run:
+    """Context of one start. Rank 0 holds the folder's lock and writes; the other ranks only follow."""
+
+    def __init__(self, task, state, config, world, log):
+        self.task, self.state, self.config, self.world, self.log = task, state, config, world, log
+        self.folder = RunFolder.of(config)
+        self.stop = StopSignals()
+        self.settings = build_settings(config, world)
+        self.per_epoch = steps_per_epoch(task.data.train.batches_per_epoch, config.TRAIN.ACCUMULATION_STEPS)
+        self.saved_step = None
+        self.params = sum(parameter.numel() for parameter in state.model.parameters())
+        self.macs = count_macs(state.model, config.DATA.IMG_SIZE)["total"]
+        self.clock = self.saved_at = time.perf_counter()
+
+    def __enter__(self):
+        self.stop.__enter__()
+        return self
+
+    def __exit__(self, _kind, error, _traceback):
+        try:
+            if isinstance(error, Interrupted):
+                self.save_last()
+                self.log.heading(f"{error} at step {self.state.progress.step}; the same command continues")
+            if error is not None:
+                error = explain(error, self.world) or error
+                self.log.record(error.line() if isinstance(error, RunError) else repr(error))
+                code, again = getattr(error, "exit_code", 1), getattr(error, "retryable", False)
+                self.folder.write_exit(getattr(error, "label", "crash"), code, again)
+        finally:
+            self.log.close()
+            self.folder.close()
+            self.stop.__exit__()
+
+    @property
+    def history(self):
+        """One row per validated epoch."""
+        return self.state.progress.history
+
+    def start(self, command, config_text):
+        """Restore the newest checkpoint, open the folder and describe the run; True if there is nothing left to do.
+
+        `command` and `config_text` go into the folder.
+        """
+        self.command = command
+        path = self.world.gather(self.world.together(self._choose))[0]
+        changes = self.world.together(lambda: self._restore(path)) if path else []
+        if self.is_complete():
+            self.log.heading(f"already complete: {self.folder.path}, best {self.say(self.best())}")
+            return True
+        self.world.together(lambda: self.world.is_main and self.folder.open())
+        if self.world.is_main:
+            self._prepare(command, config_text)
+        self._describe(path, changes)
+        self.clock = self.saved_at = time.perf_counter()
+        return False
+
+    def epochs(self):
+        """The epochs (0-based) that are left; each is over when `finish_epoch` was called for it."""
+        while len(self.history) < self.config.TRAIN.EPOCHS:
+            yield len(self.history)
+
+    def best(self):
+        """The row of the best epoch so far."""
+        return self.task.headline.best(self.history)
+
+    def say(self, row):
+        """The headline of a row."""
+        return self.task.headline.say(row)
+
+    def _choose(self):
+        """Path of the checkpoint to continue from, '' for a fresh start; rank 0 decides."""
+        if not self.world.is_main:
+            return ""
+        train, given = self.config.TRAIN, self.config.MODEL.RESUME
+        found = resume.choose_checkpoint(self.folder.checkpoints, given, train.AUTO_RESUME, self.log.warning)
+        return str(found[0]) if found else ""
+
+    def _restore(self, path):
+        payload = checkpoint.load(path)
+        changes = resume.check_same_run(self.config, self.world, payload, path, self.task.facts()["pipeline"])
+        self.task.check_facts(payload.get("data", {}), path)
+        resume.restore(self.state, payload, path, self.per_epoch)
+        self.saved_step = self.state.progress.step
+        return changes
+
+    def is_complete(self):
+        """Whether all epochs are trained and rank 0 finds the summary written."""
+        done = len(self.history) >= self.config.TRAIN.EPOCHS
+        return self.world.gather(done and (self.folder.path / "summary.json").exists())[0]
+
+    def _prepare(self, command, config_text):
+        for leftover in temporary_files(self.folder.checkpoints):  # of a process that was killed while writing
+            leftover.unlink()
+        (self.folder.path / "summary.json").unlink(missing_ok=True)  # of a shorter run that is being extended
+        self.folder.write("config.yaml", config_text)
+        self.folder.write_json("environment.json", environment(self.world))
+        self.folder.note_command(command)
+        self.folder.write_metrics(self.history)
+        self.log.attach(self.folder.path, len(self.history), self.config.TENSORBOARD)
+
+    def _describe(self, path, changes):
+        """What this run is, at its start."""
+        config, state, log = self.config, self.state, self.log
+        log.info(
+            f"{self.world.size} process(es) on {self.world.device}, amp {self.settings.amp_dtype or 'off'}, "
+            f"global batch {global_batch(config, self.world)} ({config.DATA.BATCH_SIZE} x {self.world.size} processes "
+            f"x {config.TRAIN.ACCUMULATION_STEPS} accumulated), "
+            f"learning rate {state.schedule.base_lr:g} (scaling {config.TRAIN.LR_SCALING}), "
+            f"{state.schedule.total_steps} steps, {state.schedule.warmup_steps} of them warm-up"
+        )
+        for line in describe_groups(state.optimizer):
+            log.info(line)
+        log.info(
+            f"{self.params:,} parameters, {self.macs / 1e6:,.1f} M multiply-accumulates an image, "
+            f"run folder {self.folder.path}"
+        )
+        for key, old, new in changes:
+            log.warning(f"{key} changed from {old!r} to {new!r} (TRAIN.ALLOW_CHANGES)")
+        if path:
+            log.heading(f"resuming from {path}: step {state.progress.step}, {len(self.history)} epochs validated")
+
+    def wishes(self):
+        """This rank's Wishes for the next step: the signal it received, and whether a checkpoint is due after it."""
+        save = self.config.SAVE
+        by_step = save.STEPS and (self.state.progress.step + 1) % save.STEPS == 0
+        by_time = save.MINUTES and self.world.is_main and time.perf_counter() - self.saved_at >= 60 * save.MINUTES
+        return Wishes(self.stop.requested, bool(by_step or by_time))
+
+    def save_last(self):
+        """last.pth, the former one kept as previous.pth; nothing if it holds this step already."""
+        progress = self.state.progress
+        if self.world.is_main and self.folder.is_open and self.saved_step != progress.step:
+            self._save(checkpoint.LAST, keep_as=checkpoint.PREVIOUS)
+        self.saved_step = progress.step
+        self.saved_at = time.perf_counter()
+
+    def _save(self, name, keep_as=None):
+        self._count_time()
+        payload = resume.to_payload(self.state, self.config, self.task.facts(), self.world, self.per_epoch)
+        checkpoint.save(self.folder.checkpoints / name, payload, self.state.progress.step, keep_as)
+
+    def _count_time(self):
+        now = time.perf_counter()
+        self.state.progress.seconds += now - self.clock
+        self.clock = now
+
+    def finish_epoch(self, epoch, losses, rate, result):
+        """Record a validated epoch: metrics, checkpoints, one line. `losses`, `rate`: of training; `result`: a row."""
+        progress = self.state.progress
+        self._count_time()
+        seconds = progress.seconds - sum(row["seconds"] for row in self.history)  # of all starts of this epoch
+        row = {
+            "epoch": epoch,
+            "step": progress.step,
+            "lr": self.state.optimizer.param_groups[0]["lr"],
+            **{f"train_{name}": value for name, value in losses.items()},
+            **{"val_loss" if name == "loss" else name: value for name, value in result.items()},
+            "img_per_s": round(rate, 1),
+            "seconds": round(seconds, 3),
+        }
+        progress.close_epoch(row)
+        best = self.best()
+        if self.world.is_main:
+            # last.pth comes last: after a kill in between, the resumed run repeats this and misses no file.
+            if best is row:
+                self._save(checkpoint.BEST)
+            if self.config.SAVE.EPOCHS and (epoch + 1) % self.config.SAVE.EPOCHS == 0:
+                self._save(checkpoint.epoch_name(epoch))
+                checkpoint.prune_epochs(self.folder.checkpoints, self.config.SAVE.KEEP)
+            self._save(checkpoint.LAST, keep_as=checkpoint.PREVIOUS)
+            self.folder.write_metrics(self.history)
+        self.saved_step, self.saved_at = progress.step, time.perf_counter()
+        self.log.scalars(row, epoch)
+        parts = "".join(f"  {name} {value:.4f}" for name, value in losses.items() if name != "loss")
+        self.log.info(
+            f"epoch {epoch + 1}/{self.config.TRAIN.EPOCHS}  train loss {losses['loss']:.4f}{parts}  "
+            f"val loss {result['loss']:.4f}  val {self.say(row)}  best {self.say(best)} in epoch {best['epoch'] + 1}  "
+            f"{rate:.0f} img/s  {seconds:.1f} s"
+        )
+
+    def finish(self):
+        """After the last epoch: read the test set once if the epoch was chosen on held-out data, then summarise."""
+        test = self._test_best() if self.task.data.test is not None else None
+        self._count_time()
+        if self.world.is_main:
+            title = f"{self.config.MODEL.NAME} / {self.config.TAG}"
+            draw_curves(self.history, self.task.headline, self.folder.path / "curves.png", title)
+            cost = {"params": self.params, "macs": self.macs}
+            report = summary(self.config, self.task, self.state.progress, test, cost)
+            report |= {"command": self.command, **environment(self.world)}
+            self.folder.write_json("summary.json", report)
+            self.folder.write_exit("finished", 0, False)
+        self.log.heading(
+            f"best {self.say(self.best())}, final {self.say(self.history[-1])}"
+            + (f", test {self.say(test)}" if test else "")
+        )
+
+    def _test_best(self):
+        self.world.barrier()  # rank 0 has written best.pth
+        payload = self.world.together(lambda: checkpoint.load(self.folder.checkpoints / checkpoint.BEST))
+        weights = resume.choose_weights(payload, self.config.TEST.WEIGHTS, checkpoint.BEST)
+        load_exact(self.state.model, weights, checkpoint.BEST)
+        return evaluate(self.task, self.task.data.test, self.state.model, self.settings, self.stop)

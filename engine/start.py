@@ -1,0 +1,86 @@
+"""From a command line to one start of main.py: parse, connect, do what was asked for, end with the right exit code."""
+
+import os
+import shlex
+import sys
+
+import config as configuration
+from engine import command_line
+from utils.errors import ConfigError, Interrupted, RunError
+
+
+def main(train, argv=None):
+    """Run and return the exit code; a RunError becomes one line, on rank 0 unless only this rank knows of it.
+
+    train(config, world, log, command, config_text): the experiment.
+    """
+    rank = os.environ.get("RANK", "0")
+    try:
+        execute(train, list(sys.argv[1:] if argv is None else argv))
+    except RunError as error:
+        if (rank == "0" or not error.everywhere) and not error.printed:
+            print(error.line(), file=sys.stderr, flush=True)
+        return error.exit_code
+    except Interrupted as error:
+        return error.exit_code  # the run has said where it stopped
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def execute(train, argv):
+    """Parse, connect, and do what was asked for."""
+    args = command_line.parse_args(argv)
+    config, origins = configuration.load_config(args.cfg, args.opts, command_line.flag_overrides(args))
+    configuration.check(config, origins)
+    if args.print_config:
+        print(configuration.dump_with_origins(config, origins))
+        return
+    from logger import Logger  # from here on torch is needed, seconds that the answers above should not cost
+    from utils import distributed
+
+    if config.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    world = distributed.connect(config.DEVICE, config.DIST_TIMEOUT, args.local_rank)
+    try:
+        from engine import failures
+        from engine.evaluate import evaluate_checkpoint
+        from engine.throughput import measure
+        from models.checks import ArgumentError
+        from tasks.backbone import key_of
+
+        refuse_different_configurations(world, configuration.to_plain(config))
+        log = Logger(world.is_main)
+        if args.throughput:
+            measure(config, world, log)
+        elif args.eval:
+            evaluate_checkpoint(config, world, log)
+        else:
+            text = configuration.dump_with_origins(config, origins)
+            train(config, world, log, shlex.join(["python", "main.py", *argv]), text)
+    except ArgumentError as error:  # of a forward pass: models know keywords, the user of a YAML file keys
+        raise ConfigError(error.spelled(key_of)) from error
+    except RunError as error:
+        failures.tell(error, world)
+        raise
+    except RuntimeError as error:
+        explained = failures.explain(error, world)
+        if explained is None:
+            raise
+        raise explained from error
+    finally:
+        distributed.disconnect(world)
+
+
+def refuse_different_configurations(world, plain):
+    """Raise ConfigError on all ranks, naming the first key, if their configurations (plain dicts) are not the same."""
+    everyone = world.gather(plain)
+    for rank, other in enumerate(everyone):
+        changes = configuration.difference(everyone[0], other)
+        if changes:
+            key, first, second = changes[0]
+            raise ConfigError(
+                f"{key}: rank 0 has {first!r}, rank {rank} has {second!r}; start all ranks with the same command"
+            )

@@ -1,0 +1,166 @@
+"""Start from weights in a file: read it safely, find our names, adapt what may differ, report, refuse the rest."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+
+from models.weights import convert
+from utils.errors import DataError, MismatchError, listing
+from utils.safe_load import read_tensors
+
+WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which training code puts the weights
+AVERAGES = ("model_ema", "ema", "state_dict_ema")
+HEADS = ("head.", "head_dist.", "fc.", "classifier.")  # ours and timm's names of the last layer
+SHORTCUTS = (".shortcuts.", ".dw_shortcut.")  # in our models and in timm's
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+@dataclass
+class Report:
+    """What became of each tensor, by name. skipped: in the file, not used; missing: keeps its initial value."""
+
+    matched: list = field(default_factory=list)
+    resized: list = field(default_factory=list)
+    skipped: list = field(default_factory=list)
+    missing: list = field(default_factory=list)
+
+    def __str__(self):
+        return (
+            f"{len(self.matched)} tensors matched, {len(self.resized)} resized, "
+            f"{len(self.skipped)} skipped, {len(self.missing)} missing"
+        )
+
+
+def load_pretrained(model, path, strict=True, log=print):
+    """Put the weights of the file into `model` (official layouts are converted) and return a Report.
+
+    A head of another class count keeps its fresh initialisation; positional embeddings and relative position bias
+    tables are resized. strict: every other tensor must match by name and shape, except that shortcuts may be missing
+    altogether (a plain backbone that is given shortcuts). Not strict: at least half of the tensors must match.
+
+    Raises MissingError and DataError as `read_tensors`, MismatchError if the file does not fit the model; then the
+    model is unchanged.
+    """
+    state = read_weights(read_tensors(path), path, log, own=model.state_dict())
+    adapted, report = adapt(model, state)
+    check(report, model, state, strict, path)
+    model.load_state_dict(adapted, strict=False)
+    log(f"{path}: {report}")
+    for name, names in (("resized", report.resized), ("skipped", report.skipped), ("missing", report.missing)):
+        if names:
+            log(f"  {name}: {listing(names, most=6)}")
+    return report
+
+
+def read_weights(content, path, log=print, own=()):
+    """State dict under our names from what a file holds: unwrapped, without prefixes, official layouts converted.
+
+    own: names of the model's tensors; a file that has most of its names from there is the model's own (a timm model
+    has timm's names).
+    """
+    state = strip_prefixes(find_weights(content, path), log)
+    source = convert.recognise(state)
+    if source is None or 2 * sum(name in own for name in state) > len(state):
+        return state
+    log(f"{path}: converted from {source.name}")
+    return convert.rename(state, source)
+
+
+def load_exact(model, state, path):
+    """Load a state dict that must be this model's own (resume, evaluation).
+
+    Raises MismatchError that names counts and up to 3 keys, or says how to fine-tune if only the head differs.
+    """
+    own = model.state_dict()
+    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
+    extra = [name for name in state if name not in own]
+    heads = [name for name in wrong if name.startswith(HEADS) and name in state]
+    if heads and len(heads) == len(wrong) and not extra:
+        classes = state[heads[0]].shape[0], own[heads[0]].shape[0]
+        raise MismatchError(
+            f"{path}: its head has {classes[0]} classes, the model {classes[1]}; "
+            "to fine-tune it with a new head use --pretrained instead of --resume"
+        )
+    if wrong or extra:
+        examples = listing((wrong[:2] + extra)[:3])
+        raise MismatchError(
+            f"{path}: belongs to another model, {len(wrong)} of {len(own)} tensors missing or of "
+            f"another shape, {len(extra)} without a place: {examples}"
+        )
+    model.load_state_dict(state)
+
+
+def find_weights(content, path):
+    """The state dict inside what a training code saved. Raises MismatchError or DataError if there is none."""
+    while inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None):
+        content = inner
+    weights = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if weights and len(weights) == len(content):
+        return weights
+    average = next((key for key in AVERAGES if isinstance(content.get(key), dict)), None)
+    if average:
+        raise MismatchError(
+            f"{path}: holds only averaged (EMA) weights, under {average!r}; save them as {{'model': ...}} to use them"
+        )
+    raise DataError(f"{path}: no weights found (keys: {listing(content, most=5)})")
+
+
+def strip_prefixes(state, log):
+    """Remove prefixes that every name has because the model was wrapped when it was saved."""
+    while state and (prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in state)), None)):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        log(f"removed the prefix {prefix!r} from all {len(state)} names")
+    return state
+
+
+def adapt(model, state):
+    """({name: tensor that fits the model}, Report)."""
+    adapted, report = {}, Report()
+    for name, own in model.state_dict().items():
+        given = state.get(name)
+        if given is None:
+            report.missing.append(name)
+            continue
+        fitting = given if given.shape == own.shape else _resize(model, name, given, own)
+        if fitting is None:
+            report.skipped.append(f"{name} {tuple(given.shape)} -> {tuple(own.shape)}")
+        else:
+            adapted[name] = fitting
+            (report.matched if fitting is given else report.resized).append(name)
+    report.skipped += [name for name in state if name not in model.state_dict()]
+    return adapted, report
+
+
+def check(report, model, state, strict, path):
+    """Raise MismatchError if too little of the file and the model match."""
+    lists = model.state_dict(), report.matched + report.resized, report.missing, report.skipped
+    own, fitting, missing, wrong = ([name for name in names if not name.startswith(HEADS)] for names in lists)
+    if not any(_is_shortcut(name) for name in state):
+        missing = [name for name in missing if not _is_shortcut(name)]
+    if (strict and (missing or wrong)) or 2 * len(fitting) < len(own):
+        raise MismatchError(
+            f"{path}: {len(fitting)} of {len(own)} tensors match, {len(missing)} missing, {len(wrong)} "
+            f"do not fit: {listing(wrong[:2] + missing[: 3 - len(wrong[:2])], most=3)}"
+        )
+
+
+def _is_shortcut(name):
+    return any(part in name for part in SHORTCUTS)
+
+
+def _resize(model, name, given, own):
+    """`given` interpolated to the shape of `own`, or None if it is not a tensor that may be."""
+    if name == "pos_embed" and given.shape[-1] == own.shape[-1]:
+        grid = model.grid if hasattr(model, "grid") else model.patch_embed.grid_size  # ours, timm's
+        prefix = own.shape[1] - math.prod(grid)
+        if math.isqrt(given.shape[1] - prefix) ** 2 != given.shape[1] - prefix:
+            return None  # made for an image that is not square; its sides are not known
+        return resample_abs_pos_embed(given, grid, num_prefix_tokens=prefix)
+    if name.endswith("relative_position_bias_table") and given.shape[1] == own.shape[1]:
+        if given.shape[0] == 1:  # a window of one token has one bias, for no displacement
+            return given.expand(own.shape).clone()
+        window = (math.isqrt(own.shape[0]) + 1) // 2
+        return resize_rel_pos_bias_table(given, (window, window), own.shape)
+    return None

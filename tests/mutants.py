@@ -1,0 +1,237 @@
+"""Whether the tests can fail: faults made by hand, put into a copy of the tree one at a time.
+
+python -m tests.mutants [NAME ...]
+
+One line a fault: which test caught it, or that it survived; exit code 1 if one did. A survivor needs a test.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tools.shared.command import exit_code, parser
+from utils.errors import ConfigError, RunError, listing, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = shutil.ignore_patterns(".*", "output", "__pycache__")
+
+FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands there once, what stands there then)})
+    "lr_scheduler.py": (
+        "test_lr_scheduler.py",
+        {
+            "warm-up a step ahead": ("* step / self.warmup_steps", "* (step + 1) / self.warmup_steps"),
+            "cosine as long as the run": ("self.total_steps - self.warmup_steps)", "self.total_steps)"),
+            "schedule forgets lr_scale": ('rate * group.get("lr_scale", 1.0)', "rate"),
+            "sqrt scaling is linear": ("math.sqrt(factor)", "factor"),
+        },
+    ),
+    "optimizer.py": (
+        "test_optimizer.py",
+        {
+            "biases decay": ("parameter.ndim <= 1", "parameter.ndim < 1"),
+            "the exempt decay": ("(exempt, 0.0)", "(exempt, weight_decay)"),
+            "betas forgotten": ("tuple(settings.BETAS)", "(0.9, 0.999)"),
+            "momentum forgotten": ("settings.MOMENTUM", "0.9"),
+            "frozen weights trained": ("if parameter.requires_grad:", "if True:"),
+        },
+    ),
+    "data/samplers.py": (
+        "test_data_samplers.py test_data_loaders.py",
+        {
+            "one order for all epochs": ('"order", int(epoch)', '"order", 0'),
+            "one order for all seeds": ("random_state(int(seed),", "random_state(0,"),
+            "ranks see the same images": ("(number * self.world_size + self.rank)", "(number * self.world_size)"),
+            "a resumed epoch starts over": ("range(start, self.per_epoch)", "range(self.per_epoch)"),
+            "evaluation loses an image": ("size * (rank + 1) // world_size)", "size * (rank + 1) // world_size - 1)"),
+            "held-out images not drawn": (
+                "random_state(*keys, int(label)).permutation(members)[:count]",
+                "members[:count]",
+            ),
+            "remainders not held out": ("[:left]] += 1", "[:left]] += 0"),
+        },
+    ),
+    "data/mixing.py": (
+        "test_data_mixing.py",
+        {
+            "mixing forgets to smooth": ("classes, share, smoothing)", "classes, share, 0.0)"),
+            "mixing forgets its key": ("with seeded(*key):", "with seeded(0):"),
+            "a pair in two shares": ("[values, values[::-1]]", "[values, values]"),
+            "targets ignore the box": (
+                "box, share = self.draw_box(shape, share)",
+                "box, _ = self.draw_box(shape, share)",
+            ),
+            "loss smooths as timm does": ("LabelSmoothingCrossEntropy(smoothing)", "LabelSmoothingCrossEntropy()"),
+            "box reaches a pixel further": ("(rows < bottom)", "(rows <= bottom)"),
+        },
+    ),
+    "utils/checkpoint.py": (
+        "test_checkpoint.py",
+        {
+            "damage unseen": ("!= stored:", "== None:"),
+            "step of the seal": ('sha256=" % step', 'sha256=" % (step + 1)'),
+            "the oldest is chosen": ("reverse=True", "reverse=False"),
+            "the newest are removed": ("[:-keep]", "[keep:]"),
+            "best.pth is never taken": ("if (folder / BEST).is_file():", "if False:"),
+        },
+    ),
+    "models/shortcut.py": (
+        "test_shortcut.py test_models.py",
+        {
+            "no GELU before the shortcut": ("to_image(F.gelu(x), grid)", "to_image(x, grid)"),
+            "kernels do not add up": ("result = result + part", "result = part"),
+            "class token last": ("(0, 0, prefix_tokens, 0)", "(0, 0, 0, prefix_tokens)"),
+            "shortcuts from the first block": (
+                "x = x_in = self.shortcuts[group].add(",
+                "x = self.shortcuts[group].add(",
+            ),
+            "groups end a block early": ("(i + 1) % span == 0", "(i + 2) % span == 0"),
+            "learned scale unused": ("else result * self.scale", "else result"),
+            "never recomputed": ("if self.use_checkpoint and self.training:", "if False:"),
+        },
+    ),
+    "data/loaders.py": (
+        "test_data_loaders.py",
+        {"a resumed epoch reads from its start": ("batches(epoch, start), where", "batches(epoch), where")},
+    ),
+    "engine/step.py": (
+        "test_engine.py test_tasks.py",
+        {
+            "accumulated losses add up": ("loss = loss / len(group)", "loss = loss / 1"),
+            "gradients of the last step stay": ("zero_grad(set_to_none=True)", "zero_grad"),
+            "a refused step is applied": ("elif finite:", "else:"),
+            "statistics of a refused step stay": ("statistics.keep_if(finite, before)", "statistics.snapshot()"),
+            "gradients never clipped": ("if settings.clip_grad:", "if False:"),
+            "average always at its start": (
+                "update(state.model, step=state.progress.step)",
+                "update(state.model, step=0)",
+            ),
+            "loss scale never lowered": ("state.scaler.update()", "state.scaler.get_scale()"),
+            "clips scaled gradients": ("state.scaler.unscale_(state.optimizer)", "state.scaler.get_scale()"),
+            "micro-batches drop the same": ('"step", *place, world.rank', '"step", place[0], world.rank'),
+            "refusals in a row never end": ("self.skipped = 0", "self.skipped += 0"),
+            "mean loss over twice the steps": ("self.loss_count += 1", "self.loss_count += 2"),
+            "sums of the last epoch stay": ("self.loss_sum, self.loss_count, self.part", "_, _, self.part"),
+            "partial losses not averaged": ("part.detach() / len(group)", "part.detach()"),
+            "ranks drop the same": ('"step", *place, world.rank', '"step", *place'),
+        },
+    ),
+    "engine/epoch.py": (
+        "test_engine.py test_tasks.py",
+        {
+            "the last short group is lost": ("-(-batches // accumulation)", "batches // accumulation"),
+            "goes on at another batch": ("start=first * settings.accumulation", "start=first"),
+            "a wish to save is forgotten": ("self.save or record.wishes.save", "False"),
+            "images of one rank counted": ("images * self.settings.world.size", "images"),
+        },
+    ),
+    "engine/sync.py": (
+        "test_engine.py test_tasks.py test_main.py",
+        {
+            "loss summed over ranks": ("packet[: losses.numel()] /= self.world.size", "packet[: losses.numel()] /= 1"),
+            "statistics summed over ranks": ("torch.div(packet[size:], self.world.size", "torch.div(packet[size:], 1"),
+            "counters of a refused step stay": ("torch.where(good, self.counts, counts)", "self.counts"),
+        },
+    ),
+    "engine/evaluate.py": (
+        "test_engine.py test_tasks.py test_main.py",
+        {
+            "evaluates in training mode": ("    model.eval()", "    model.train()"),
+            "a missed image unseen": ("if total != loader.size:", "if False:"),
+            "compiled for the last batch": ("and size == whole else", "else"),
+        },
+    ),
+    "engine/resume.py": (
+        "test_tasks.py test_resume_rules.py test_main.py test_faults.py::test_resume_with_another_number_of_ranks",
+        {
+            "average not restored": ('payload["ema"] or payload["model"]', 'payload["model"]'),
+            "optimizer not restored": ('state.optimizer.load_state_dict(payload["optimizer"])', "pass"),
+            "sums of the epoch not restored": (
+                '(**payload["progress"])',
+                '(**{**payload["progress"], "loss_sum": 0.0})',
+            ),
+            "other numbers of ranks accepted": ('if payload["world_size"] != world.size:', "if False:"),
+            "the average is never evaluated": ('which = "ema" if', 'which = "model" if'),
+        },
+    ),
+    "engine/run.py": (
+        "test_engine.py test_tasks.py test_main.py test_faults.py::test_kill_and_start_again",
+        {
+            "every epoch is the best": ("if best is row:", "if True:"),
+            "last.pth before best.pth lost": ("self._save(checkpoint.BEST)", "pass"),
+            "test set with the last weights": ("load_exact(self.state.model, weights, checkpoint.BEST)", "pass"),
+            "saves a step late": (
+                "(self.state.progress.step + 1) % save.STEPS",
+                "self.state.progress.step % save.STEPS",
+            ),
+        },
+    ),
+    "tasks/classification/__init__.py": (
+        "test_engine.py test_main.py test_bad_inputs.py::test_other_classes_are_refused_on_resume",
+        {
+            "second guesses count": ("[first[:, 0].sum(), first.sum()]", "[first.sum(), first.sum()]"),
+            "loss of batches averaged": ('reduction="sum"', 'reduction="mean"'),
+            "counts of one rank": (
+                "world.sum([*self.counts.tolist(), self.seen, float(self.loss)])",
+                "[*self.counts.tolist(), self.seen, float(self.loss)]",
+            ),
+            "other classes accepted": ("if stored and stored != here:", "if False:"),
+            "all batches mix the same": ('(seed, "mix", *place)', '(seed, "mix")'),
+        },
+    ),
+}
+
+
+def faulty(file, old, new):
+    """The text of a file with a fault. Raises RunError unless `old` stands there once."""
+    text = (ROOT / file).read_text()
+    if text.count(old) != 1:
+        raise RunError(f"{file}: has {text.count(old)} times {old!r}; the fault is out of date")
+    return text.replace(old, new)
+
+
+def failed_test(tree, tests):
+    """The first of the tests (files, with a blank between them) that fails in a copy of the tree, None if all pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += [f"tests/{test}" for test in tests.split()]
+    # No module from a cache: a fault may leave size and second of its file as they were.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
+    return found[1] if found else f"pytest, which ended with {done.returncode}"
+
+
+def run(argv):
+    """Put the faults in; 1 if one survives."""
+    table = {name: (file, *fault, tests) for file, (tests, faults) in FAULTS.items() for name, fault in faults.items()}
+    arguments = parser("mutants", __doc__, package="tests")
+    arguments.add_argument("names", nargs="*", metavar="NAME", help=f"of: {'; '.join(table)}")
+    names = arguments.parse_args(argv).names or list(table)
+    for name in names:
+        if name not in table:
+            raise ConfigError(f"{name}: is none of {listing(table)}{nearest(name, table)}")
+    texts = {name: faulty(*table[name][:3]) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+        if found := failed_test(tree, " ".join(dict.fromkeys(table[name][-1] for name in names))):
+            raise RunError(f"{found} fails without any fault")
+        survivors = 0
+        for name in names:
+            file, *_, tests = table[name]
+            (tree / file).write_text(texts[name])
+            found = failed_test(tree, tests)
+            shutil.copyfile(ROOT / file, tree / file)
+            survivors += found is None
+            print(f"{name}: {f'caught by {found}' if found else 'SURVIVED'}", flush=True)
+    print(f"{survivors} of {len(names)} survived")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))

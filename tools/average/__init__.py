@@ -1,1 +1,0 @@
-"""The command `python -m tools.average` (`__main__.py`) and what it is made of."""

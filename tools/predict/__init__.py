@@ -1,1 +1,0 @@
-"""The command `python -m tools.predict` (`__main__.py`) and what it is made of."""
