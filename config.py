@@ -210,7 +210,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         idle=NO_AVERAGE),
 }
 # fmt: on
-GONE = ("DATA.DECODER", "MODEL.ARGS.ATTENTION")  # keys of older checkpoints; they never changed what a run computes
+# Keys of older run folders and checkpoints, with the value that is what happens now. None changed what a run computes.
+GONE = {"DATA.DECODER": "pil", "MODEL.ARGS.ATTENTION": "plain"}
 
 
 def default_config():
@@ -254,7 +255,8 @@ def load_config(path, opts=(), flags=()):
     origins = dict.fromkeys(flat(to_plain(cfg)), "default")
     for leaves in (*_chain(Path(path)), _option_leaves(opts), _flag_leaves(flags)):
         for key, leaf in leaves.items():
-            _set(cfg, origins, key, leaf)
+            if key not in GONE or leaf.value != GONE[key]:
+                _set(cfg, origins, key, leaf)
     if not cfg.MODEL.NAME:
         cfg.MODEL.NAME, origins["MODEL.NAME"] = Path(path).stem, shown_path(path)
     cfg.freeze()

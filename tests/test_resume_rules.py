@@ -10,7 +10,7 @@ from engine.resume import check_same_run
 from tests.launch import run
 from tests.tiny import arguments, write_config
 from utils.distributed import World
-from utils.errors import MismatchError
+from utils.errors import ConfigError, MismatchError
 
 WORLD = World(torch.device("cpu"))
 
@@ -42,6 +42,12 @@ def test_a_key_that_is_gone_and_changed_nothing_is_no_difference(tmp_path):
     payload["config"]["DATA"]["DECODER"], payload["config"]["MODEL"]["ARGS"]["ATTENTION"] = "pil", "plain"
     assert check_same_run(config, WORLD, payload, "last.pth") == []
     assert to_plain(from_stored(payload["config"])) == to_plain(config)
+    saved = tmp_path / "config.yaml"  # as older run folders have it
+    saved.write_text((tmp_path / "tiny.yaml").read_text() + "MODEL.ARGS.ATTENTION: plain\nDATA.DECODER: pil\n")
+    assert to_plain(load_config(saved)[0]) == to_plain(config)
+    saved.write_text("DATA.DECODER: torchcodec\n")
+    with pytest.raises(ConfigError, match="DATA.DECODER: gone"):
+        load_config(saved)
 
 
 def test_an_epochs_seconds_include_those_before_a_checkpoint_inside_it(tmp_path):
