@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.command import ROOT, add_data, parse, parser, table, write
+from benchmarks.command import DATA, ROOT, parse, write
 from benchmarks.steps import BF16_RESIDUAL, COMPILED, CPU_DATA, DEVICE_DATA, FUSED, GRAPHS, TRITON_DATA, UNFUSED
 from tools.shared.command import exit_code
 from tools.shared.runs import read_run
@@ -57,14 +57,12 @@ def compare(finals):
     reference = next(iter(accuracies.values()))
     found = {}
     for path, accuracy in accuracies.items():
-        whole, difference = spread(accuracy.values()), paired_difference(accuracy, reference)
+        difference = paired_difference(accuracy, reference)
         found[path] = {
             "accuracy": accuracy,
             "correct": sum(row["correct"] for row in finals[path].values()),
             "total": sum(row["total"] for row in finals[path].values()),
-            "mean": whole.mean,
-            "std": whole.std,
-            "n": whole.n,
+            **spread(accuracy.values())._asdict(),
             "difference": difference.mean,
             "low": difference.low,
             "high": difference.high,
@@ -96,25 +94,23 @@ def chosen_paths(names, device):
 
 def run(argv):
     """Train and write results/accuracy_<device>.{json,md}."""
-    arguments = parser("accuracy", __doc__)
-    add_data(arguments)
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    arguments.add_argument(
-        "--paths", nargs="+", metavar="NAME", help=f"of {', '.join(PATHS['cuda'])}; the first is the reference"
-    )
-    arguments.add_argument("--runs", default="output/accuracy", metavar="DIR", help="where the run folders are kept")
-    options = parse(arguments, argv)
-    cfg, device = options.cfg, options.device
-    paths = chosen_paths(options.paths, device)
+    flags = {
+        "--seeds": {"type": int, "nargs": "+", "default": [0, 1, 2], "metavar": "N"},
+        "--paths": {
+            "nargs": "+", "metavar": "NAME", "help": f"of {', '.join(PATHS['cuda'])}; the first is the reference"
+        },
+        "--runs": {"default": "output/accuracy", "metavar": "DIR", "help": "where the run folders are kept"},
+    }
+    options = parse("accuracy", __doc__, argv, DATA | flags)
+    paths = chosen_paths(options.paths, options.device)
     finals = {path: {} for path in paths}
     for seed in options.seeds:  # seed by seed, so that an interrupted comparison is already one
         for path, changes in paths.items():
-            finals[path][seed] = train(cfg, path, changes, seed, options)
+            finals[path][seed] = train(options.cfg, path, changes, seed, options)
     found = compare(finals)
     header = ["path", "accuracy, mean ± std (n)", "correct/total", "difference, points (95 % interval)"]
-    title = f"Accuracy by path: {cfg} {' '.join(options.opts)}".strip()
-    content = {"cfg": cfg, "opts": options.opts, "results": found}
-    write(f"accuracy_{device.type}", title, content, table(header, rows_of(found)), options)
+    name = f"accuracy_{options.device.type}"
+    write(options, f"Accuracy by path: {options.subject}", header, rows_of(found), name, results=found)
 
 
 if __name__ == "__main__":

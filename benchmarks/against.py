@@ -10,10 +10,9 @@ their blocks interleaved. This checkout runs twice: how far it is from itself is
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.command import ROOT, checkout_of, parse, parser, table, write
+from benchmarks.command import ROOT, checkout_of, parse, write
 from benchmarks.protocol import AGAIN, Pace, interleaved, ratio_text, spread
 from tools.shared.command import exit_code, positive
 from utils.errors import MissingError, RunError
@@ -60,11 +59,12 @@ class Checkout:
 
 def run(argv):
     """Measure and write results/against_cpu.{json,md}."""
-    arguments = parser("against", __doc__, device=False)
-    arguments.add_argument("--other", required=True, metavar="DIR", help="the checkout to compare with")
-    arguments.add_argument("--cfg", nargs="+", default=CFGS, metavar="FILE", help="configurations both have")
-    arguments.add_argument("--batch", type=positive, default=2, metavar="N")
-    options = parse(arguments, argv)
+    flags = {
+        "--other": {"required": True, "metavar": "DIR", "help": "the checkout to compare with"},
+        "--cfg": {"nargs": "+", "default": CFGS, "metavar": "FILE", "help": "configurations both have"},
+        "--batch": {"type": positive, "default": 2, "metavar": "N"},
+    }
+    options = parse("against", __doc__, argv, flags)
     folder, device, batch = checkout_of("--other", options.other), options.device, options.batch
     for cfg in options.cfg:
         if not all((root / cfg).is_file() for root in (ROOT, folder)):
@@ -74,14 +74,14 @@ def run(argv):
         with Checkout(ROOT, cfg, batch) as this, Checkout(folder, cfg, batch) as other:
             cases = {"this": this, "other": other}
             timings = interleaved(cases, batch, device, PACE, seconds=lambda case, steps, _: case.seconds(steps))
-        results[cfg] = {name: asdict(timing) for name, timing in timings.items()}
+        results[cfg] = timings
         before, now, uncertainty = timings["other"], timings["this"], spread(timings)
         rates = [f"{median} ({span})" for median, span in (before.cells(), now.cells())]
         rows.append([Path(cfg).stem, *rates, ratio_text(now, before, uncertainty), f"±{100 * uncertainty:.1f} %"])
         print(*rows[-1], flush=True)
     header = ["model", "before, img/s (range)", "now, img/s (range)", "times before", f"now against now{AGAIN}"]
     title = f"Training steps on a CPU before and now, batch {batch}, one thread"
-    write("against_cpu", title, {"batch": batch, "results": results}, table(header, rows), options)
+    write(options, title, header, rows, "against_cpu", results=results)
 
 
 if __name__ == "__main__":

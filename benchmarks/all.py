@@ -11,7 +11,7 @@ fails is named at the end and does not stop the others.
 import subprocess
 import sys
 
-from benchmarks.command import add_data, parse, parser
+from benchmarks.command import DATA, parse
 from tools.shared.command import exit_code, positive
 
 OTHERS = (  # whose steps are measured too, on a GPU
@@ -42,11 +42,9 @@ def commands(options):
 
 def run(argv):
     """Run them; the exit code is the number of benchmarks that failed."""
-    arguments = parser("all", __doc__)
-    add_data(arguments)
-    arguments.add_argument("--epochs", type=positive, default=10, metavar="N", help="of the accuracy runs")
+    epochs = {"--epochs": {"type": positive, "default": 10, "metavar": "N", "help": "of the accuracy runs"}}
     failed = []
-    for name, words in commands(parse(arguments, argv)):
+    for name, words in commands(parse("all", __doc__, argv, DATA | epochs)):
         print(f"== benchmarks.{name} {' '.join(words)}", flush=True)
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *words], check=False).returncode:
             failed.append(name)

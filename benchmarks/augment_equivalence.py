@@ -15,7 +15,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from benchmarks.command import add_data, parse, parser, result_name, table, write
+from benchmarks.command import DATA, parse, write
 from benchmarks.steps import CPU_DATA, DEVICE_DATA, TRITON_DATA, configuration, data_of, our_images
 from tools.shared.command import exit_code, positive
 
@@ -24,16 +24,14 @@ BATCH = 100
 
 def collect(batches, images):
     """{statistic: float64 (images, numbers)} per image, over the first `images` of an iterator of (B, C, H, W)."""
-    parts = {"mean": [], "deviation": [], "covariance": [], "coarse mean": []}
+    parts = []
     for _ in range(math.ceil(images / BATCH)):
         x = next(batches).double()
         centred = x - x.mean(dim=(2, 3), keepdim=True)
         covariance = torch.einsum("bchw,bdhw->bcd", centred, centred) / (x.shape[2] * x.shape[3])
-        parts["mean"].append(x.mean(dim=(2, 3)))
-        parts["deviation"].append(x.std(dim=(2, 3)))
-        parts["covariance"].append(covariance.flatten(1))
-        parts["coarse mean"].append(F.adaptive_avg_pool2d(x, 4).flatten(1))
-    return {name: torch.cat(values).cpu() for name, values in parts.items()}
+        found = {"mean": x.mean(dim=(2, 3)), "deviation": x.std(dim=(2, 3)), "covariance": covariance.flatten(1)}
+        parts.append(found | {"coarse mean": F.adaptive_avg_pool2d(x, 4).flatten(1)})
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
 def compare(reference, other):
@@ -82,12 +80,9 @@ def measure(cfg, images, device, options):
 
 def run(argv):
     """Measure and write results/augment_equivalence_<device>.{json,md}."""
-    arguments = parser("augment_equivalence", __doc__)
-    add_data(arguments)
-    arguments.add_argument("--images", type=positive, default=2000, metavar="N")
-    options = parse(arguments, argv)
-    cfg, extra = options.cfg, ["DATA.DATA_PATH", options.data_path, *options.opts]
-    found = measure(cfg, options.images, options.device, extra)
+    images = {"--images": {"type": positive, "default": 2000, "metavar": "N"}}
+    options = parse("augment_equivalence", __doc__, argv, DATA | images)
+    found = measure(options.cfg, options.images, options.device, options.changes)
     rows = []
     for path, result in found.items():
         evaluation = "{:.2f} / {:.4f}".format(*result["evaluation"])
@@ -95,10 +90,8 @@ def run(argv):
             scores = [f"{row['largest_z']:.2f}", f"{row['expected_z']:.2f}", f"{row['largest_difference']:.4f}"]
             rows.append([path, name, row["numbers"], *scores, evaluation])
     header = ["path", "statistic", "numbers", "max |z|", "expected", "largest difference"]
-    shown = table([*header, "evaluation, max / mean of 255"], rows)
-    title = f"Images of the device path against PIL: {cfg} {' '.join(options.opts)}".strip()
-    content = {"cfg": cfg, "images": options.images, "opts": options.opts, "results": found}
-    write(result_name("augment_equivalence", options), title, content, shown, options)
+    header.append("evaluation, max / mean of 255")
+    write(options, f"Images of the device path against PIL: {options.subject}", header, rows, results=found)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ optimizer; the triton form of the shortcut counts as one operator each way. What
 
 import sys
 from functools import partial
-from pathlib import Path
 
 import timm
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import models
-from benchmarks.command import parse, parser, table, write
+from benchmarks.command import parse, write
 from benchmarks.operators import by_group, draw, training_traffic
 from tools.shared.command import exit_code
 
@@ -56,15 +55,15 @@ def measure(name, build):
 
 def run(argv):
     """Measure and write results/bytes.{json,md,png}."""
-    options = parse(parser("bytes", __doc__, device=False), argv)
+    options = parse("bytes", __doc__, argv, {})
     found = {name: measure(name, build) for name, build in cases().items()}
     rows = [[name, f"{f['bytes'] / 1e6:.1f}", f["operators"]] for name, f in found.items()]
-    shown = table(["model", "MB per image", "operators per step"], rows)
-    write("bytes", "Bytes and operators of a training step", {"models": found}, shown, options)
+    header = ["model", "MB per image", "operators per step"]
+    write(options, "Bytes and operators of a training step", header, rows, "bytes", models=found)
     bars = {label: by_group(found[name]["by_operator"]) for name, label in DRAWN.items()}
     bars = {label: {group: size / 1e6 for group, size in bar.items()} for label, bar in bars.items()}
     xlabel = "MB per image that the operators of a training step read and write, ViT-Tiny/16 at 224"
-    draw(bars, xlabel, Path(options.output) / "bytes.png")
+    draw(bars, xlabel, options.output / "bytes.png")
 
 
 if __name__ == "__main__":

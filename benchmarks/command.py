@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -18,48 +19,43 @@ from utils.errors import MissingError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-CFG = {"cuda": "configs/vit/vit_tiny_16_224_cifar10.yaml", "cpu": "configs/vit/vit_tiny_4_32_cifar10.yaml"}
+DEFAULT_CFG = {"cuda": "configs/vit/vit_tiny_16_224_cifar10.yaml", "cpu": "configs/vit/vit_tiny_4_32_cifar10.yaml"}
+MEASURED = ("cfg", "batch", "images", "opts")  # the options that a result file repeats
+
+DEVICE = {"--device": {"default": "auto", "metavar": "NAME", "help": "auto, cpu, cuda, cuda:1, ..."}}
+CFG = DEVICE | {
+    "--cfg": {"metavar": "FILE", "help": "configuration of main.py; by default ViT-Tiny on CIFAR-10"},
+}
+DATA = CFG | {  # of benchmarks that read images
+    "--data-path": {"default": "", "metavar": "DIR", "help": "folder that holds its dataset"},
+    "--opts": {"nargs": "*", "default": [], "metavar": "KEY VALUE", "help": "change any of its keys"},
+}
+BATCHES = {  # of benchmarks that time training steps
+    "--batch": {"type": positive, "nargs": "+", "metavar": "N", "help": "images of a step, one or several sizes"},
+    "--eager": {"action": "store_true", "help": "leave out what has to be compiled"},
+}
 
 
-def parser(benchmark, description, device=True):
-    """A parser for `python -m benchmarks.<benchmark>` with --output and --device; mistakes raise ConfigError.
+def parse(benchmark, description, argv, flags):
+    """The options of `python -m benchmarks.<benchmark>`: --output and `flags`, {flag: keywords of add_argument}.
 
-    device False: it always measures a CPU.
+    `device` is the torch.device (the CPU without a flag for it, measured with one thread), `cfg` one that it can take,
+    `changes` the --opts with the folder of the dataset, `subject` what a title says of them. Raises ConfigError.
     """
-    result = command.parser(benchmark, description, package="benchmarks")
-    result.add_argument("--output", default=RESULTS, metavar="DIR", help="where JSON and Markdown go")
-    if device:
-        result.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
-    result.set_defaults(device="auto" if device else "cpu")
-    return result
-
-
-def add_cfg(result):
-    """--cfg."""
-    result.add_argument("--cfg", metavar="FILE", help="configuration of main.py; by default ViT-Tiny on CIFAR-10")
-
-
-def add_data(result):
-    """--cfg, --data-path and --opts, for benchmarks that read images."""
-    add_cfg(result)
-    result.add_argument("--data-path", default="", metavar="DIR", help="folder that holds its dataset")
-    result.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="change any of its keys")
-
-
-def add_batches(result):
-    """--batch and --eager, for benchmarks that time training steps."""
-    result.add_argument("--batch", type=positive, nargs="+", metavar="N", help="images of a step, one or several sizes")
-    result.add_argument("--eager", action="store_true", help="leave out what has to be compiled")
-
-
-def parse(arguments, argv):
-    """The options: `device` is the torch.device, `cfg` one that it can take. A CPU is measured with one thread."""
-    options = arguments.parse_args(argv)
+    parser = command.parser(benchmark, description, package="benchmarks")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where JSON and Markdown go")
+    parser.set_defaults(device="cpu", benchmark=benchmark)
+    for flag, keywords in flags.items():
+        parser.add_argument(flag, **keywords)
+    options = parser.parse_args(argv)
     options.device = choose_device(options.device)
     if options.device.type == "cpu":
         torch.set_num_threads(1)
     if "cfg" in options:
-        options.cfg = options.cfg or CFG[options.device.type]
+        options.cfg = options.subject = options.cfg or DEFAULT_CFG[options.device.type]
+    if "opts" in options:
+        options.changes = ["DATA.DATA_PATH", options.data_path, *options.opts]
+        options.subject = " ".join([options.cfg, *options.opts])
     return options
 
 
@@ -70,10 +66,11 @@ def checkout_of(flag, folder):
     return Path(folder).resolve()
 
 
-def result_name(benchmark, options):
-    """Of the result files: with the name of the configuration if it is not the device's own."""
+def result_name(options):
+    """Of the result files: with the name of the configuration if there is one that is not the device's own."""
     device = options.device.type
-    return f"{benchmark}_{device}" + ("" if options.cfg == CFG[device] else f"_{Path(options.cfg).stem}")
+    other = "cfg" in options and options.cfg != DEFAULT_CFG[device]
+    return f"{options.benchmark}_{device}" + (f"_{Path(options.cfg).stem}" if other else "")
 
 
 def machine(device):
@@ -95,17 +92,17 @@ def table(header, rows):
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def write(name, title, content, table, options):
-    """Write `<name>.json` (the machine and `content`) and `<name>.md` into --output and print the Markdown `table`.
-
-    Raises StorageError.
+def write(options, title, header, rows, name=None, **content):
+    """Write `<name>.json` (the machine, what was measured and `content`, Timings in it too) and `<name>.md` with the
+    table of `rows` into --output, and print the latter; `name` is result_name's by default. Raises StorageError.
     """
-    facts, folder = machine(options.device), Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    facts, path = machine(options.device), options.output / (name or result_name(options))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {key: value for key, value in vars(options).items() if key in MEASURED and value is not None} | content
     where = facts["gpu"] or f"{facts['cpu']}, {facts['threads']} thread(s)"
     versions = ", ".join(f"{package} {version}" for package, version in facts["packages"].items() if version)
     text = f"# {title}\n\n{facts['date']}, {where}, {versions}, commit {facts['commit'][:12]}\n\n"
-    text += f"`{facts['command']}`\n\n{table}\n"
-    write_text(folder / f"{name}.json", json.dumps({"machine": facts, **content}, indent=2) + "\n")
-    write_text(folder / f"{name}.md", text)
+    text += f"`{facts['command']}`\n\n{table(header, rows)}\n"
+    write_text(path.with_suffix(".json"), json.dumps({"machine": facts, **content}, indent=2, default=asdict) + "\n")
+    write_text(path.with_suffix(".md"), text)
     print(text)

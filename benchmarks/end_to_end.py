@@ -17,11 +17,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import steps
-from benchmarks.command import add_batches, add_data, parse, parser, result_name, table, write
+from benchmarks.command import BATCHES, DATA, parse, write
 from benchmarks.model_step import BATCH, PACE, runnable
 from benchmarks.protocol import RATES, interleaved, rows_of
 from benchmarks.steps import COMPILED, CPU_DATA, DEVICE_DATA, FUSED, GRAPHS, TRITON_DATA, UNFUSED
-from engine.throughput import synchronize
+from engine.throughput import endless, synchronize
 from tools.shared.command import exit_code
 
 OURS = {
@@ -56,7 +56,7 @@ def cases(cfg, batch, device, options, compiled=True):
     config = steps.configuration(cfg, batch, *CPU_DATA, *UNFUSED, *options)
     data = steps.data_of(config, device)
     classes = data.info.num_classes
-    waiting = Waiting(steps.our_batches(data))
+    waiting = Waiting(endless(data.train))
     found = {"original's way": (steps.original_step(config, classes, device, waiting), waiting)}
     name = steps.TIMM.get(config.MODEL.TYPE)
     if name:
@@ -65,7 +65,7 @@ def cases(cfg, batch, device, options, compiled=True):
         found[f"timm {name} with its loader, {'compiled' if compiled else 'eager'}"] = step, waiting
     for title, ours in runnable(OURS, device, compiled).items():
         config = steps.configuration(cfg, batch, *ours, *options)
-        waiting = Waiting(steps.our_batches(steps.data_of(config, device)))
+        waiting = Waiting(endless(steps.data_of(config, device).train))
         found[title] = steps.our_step(config, classes, device, waiting), waiting
     return found
 
@@ -120,21 +120,16 @@ def percent(share):
 
 def run(argv):
     """Measure and write results/end_to_end_<device>.{json,md}."""
-    arguments = parser("end_to_end", __doc__)
-    add_data(arguments)
-    add_batches(arguments)
-    options = parse(arguments, argv)
-    cfg, device, extra = options.cfg, options.device, ["DATA.DATA_PATH", options.data_path, *options.opts]
+    options = parse("end_to_end", __doc__, argv, DATA | BATCHES)
+    cfg, device, changes = options.cfg, options.device, options.changes
     results, rows = {}, []
     for batch in options.batch or BATCH[device.type]:
-        timings, figures = measure(cfg, batch, device, PACE[device.type], extra, not options.eager)
+        timings, figures = measure(cfg, batch, device, PACE[device.type], changes, not options.eager)
         results[str(batch)] = figures
         for name, row in rows_of(timings).items():
             rows.append([batch, *row, *(percent(figures[name].get(key)) for key in ("waiting", "idle"))])
-    shown = table(["batch", *RATES, "waiting for data", "GPU idle"], rows)
-    title = f"Training end to end: {cfg} {' '.join(options.opts)}".strip()
-    content = {"cfg": cfg, "opts": options.opts, "results": results}
-    write(result_name("end_to_end", options), title, content, shown, options)
+    header = ["batch", *RATES, "waiting for data", "GPU idle"]
+    write(options, f"Training end to end: {options.subject}", header, rows, results=results)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 
 from benchmarks import steps
-from benchmarks.command import add_data, parse, parser, result_name, table, write
+from benchmarks.command import DATA, parse, write
 from benchmarks.model_step import runnable
 from benchmarks.operators import CountTraffic
 from benchmarks.protocol import RATES, Pace, interleaved, rows_of
@@ -52,20 +52,16 @@ def measure(cfg, batch, device, pace, options):
 
 def run(argv):
     """Measure and write results/loader_<device>.{json,md}."""
-    arguments = parser("loader", __doc__)
-    add_data(arguments)
-    arguments.add_argument("--batch", type=positive, default=128, metavar="N")
-    options = parse(arguments, argv)
-    cfg, device, extra = options.cfg, options.device, ["DATA.DATA_PATH", options.data_path, *options.opts]
-    timings, results = measure(cfg, options.batch, device, PACE[device.type], extra)
+    batch = {"--batch": {"type": positive, "default": 128, "metavar": "N"}}
+    options = parse("loader", __doc__, argv, DATA | batch)
+    device = options.device
+    timings, results = measure(options.cfg, options.batch, device, PACE[device.type], options.changes)
     rows = []
     for name, row in rows_of(timings).items():
         counted = name == COUNTED and [f"{results[name]['bytes'] / 1e6:.1f}", f"{results[name]['operators']:.1f}"]
         rows.append([*row, *(counted or ["-", "-"])])
-    shown = table([*RATES, "MB per image", "operators per image"], rows)
-    title = f"The data path alone: {cfg} {' '.join(options.opts)}".strip()
-    content = {"cfg": cfg, "batch": options.batch, "opts": options.opts, "results": results}
-    write(result_name("loader", options), title, content, shown, options)
+    header = [*RATES, "MB per image", "operators per image"]
+    write(options, f"The data path alone: {options.subject}", header, rows, results=results)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ the fused shortcut, with a bfloat16 residual stream. Ratios are to timm compiled
 """
 
 import sys
-from dataclasses import asdict
 
 import torch
 
 from benchmarks import steps
-from benchmarks.command import add_batches, add_cfg, parse, parser, result_name, table, write
+from benchmarks.command import BATCHES, CFG, parse, write
 from benchmarks.protocol import RATES, Pace, interleaved, rows_of
 from benchmarks.steps import BF16_RESIDUAL, COMPILED, FUSED, GRAPHS, PLAIN, UNFUSED
 from tools.shared.command import exit_code
@@ -69,19 +68,15 @@ def measure(cfg, batch, device, pace, compiled=True):
 
 def run(argv):
     """Measure and write results/model_step_<device>.{json,md}, with the name of --cfg behind if one is given."""
-    arguments = parser("model_step", __doc__)
-    add_cfg(arguments)
-    add_batches(arguments)
-    options = parse(arguments, argv)
-    cfg, device = options.cfg, options.device
+    options = parse("model_step", __doc__, argv, CFG | BATCHES)
+    device = options.device
     results, rows = {}, []
     for batch in options.batch or BATCH[device.type]:
-        timings = measure(cfg, batch, device, PACE[device.type], not options.eager)
-        results[str(batch)] = {name: asdict(timing) for name, timing in timings.items()}
+        timings = measure(options.cfg, batch, device, PACE[device.type], not options.eager)
+        results[str(batch)] = timings
         rows += [[batch, *row, f"{timings[name].warmup_seconds:.0f}"] for name, row in rows_of(timings).items()]
-    shown = table(["batch", *RATES, "warm-up, s"], rows)
-    title = f"Training step on synthetic data: {cfg}"
-    write(result_name("model_step", options), title, {"cfg": cfg, "results": results}, shown, options)
+    header = ["batch", *RATES, "warm-up, s"]
+    write(options, f"Training step on synthetic data: {options.subject}", header, rows, results=results)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Sizes come from fake tensors, so the count is exact, the same on every machine, 
 from collections import Counter
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -61,23 +60,13 @@ def training_traffic(build, batch, img_size, classes, amp_dtype=torch.bfloat16):
     with torch.device("meta"):  # without initial values, which take longer than the tracing
         model = build().train()
     with FakeTensorMode():
-        imagine(model)
+        model.to_empty(device="cpu")
         images, targets = torch.empty(batch, 3, *img_size), torch.empty(batch, classes)
         with CountTraffic() as counter:
             with torch.autocast("cpu", dtype=amp_dtype, enabled=amp_dtype is not None):
                 loss = -(targets * model(images).log_softmax(dim=-1)).sum(dim=-1).mean()
             loss.backward()
     return counter
-
-
-def imagine(model):
-    """Replace every parameter and buffer by an empty tensor of its size, in place; for use under FakeTensorMode."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-            module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def by_group(amounts):

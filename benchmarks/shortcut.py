@@ -7,11 +7,10 @@ stage of Swin-T at 224; GB/s are the tokens that the fused form has to move (see
 """
 
 import sys
-from dataclasses import asdict
 
 import torch
 
-from benchmarks.command import parse, parser, table, write
+from benchmarks.command import DEVICE, parse, write
 from benchmarks.protocol import RATES, Pace, interleaved, rows_of
 from models.shortcut import DWShortcut
 from tools.shared.command import exit_code, positive
@@ -45,11 +44,12 @@ def cases(size, batch, dtype, device):
 
 def run(argv):
     """Measure and write results/shortcut_<device>.{json,md}."""
-    arguments = parser("shortcut", __doc__)
-    arguments.add_argument("--batch", type=positive, nargs="+", default=[128, 512], metavar="N")
-    arguments.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the tokens")
-    arguments.add_argument("--steps", type=positive, default=50, help="of a block")
-    options = parse(arguments, argv)
+    flags = {
+        "--batch": {"type": positive, "nargs": "+", "default": [128, 512], "metavar": "N"},
+        "--dtype": {"choices": ("bfloat16", "float32"), "default": "bfloat16", "help": "of the tokens"},
+        "--steps": {"type": positive, "default": 50, "help": "of a block"},
+    }
+    options = parse("shortcut", __doc__, argv, DEVICE | flags)
     device, dtype = options.device, getattr(torch, options.dtype)
     results, rows = {}, []
     for title, size in SIZES.items():
@@ -57,12 +57,12 @@ def run(argv):
         moved = grid[0] * grid[1] * channels * (TOKEN_PASSES * dtype.itemsize + GELU_PASSES * 2)
         for batch in options.batch:
             timings = interleaved(cases(size, batch, dtype, device), batch, device, Pace(steps=options.steps))
-            results[f"{title}, batch {batch}"] = {name: asdict(timing) for name, timing in timings.items()}
+            results[f"{title}, batch {batch}"] = timings
             for name, row in rows_of(timings).items():
                 rate = f"{timings[name].median * moved / 1e9:.0f}" if name == "fused" else ""
                 rows.append([title, batch, *row, rate])
-    shown = table(["tokens of", "batch", *RATES, "GB/s"], rows)
-    write(f"shortcut_{device.type}", f"One shortcut in {options.dtype}", {"results": results}, shown, options)
+    header = ["tokens of", "batch", *RATES, "GB/s"]
+    write(options, f"One shortcut in {options.dtype}", header, rows, results=results)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from config import load_config
 from data import HostBatch, worker_count
-from data.transforms import guard_posterize
+from data.transforms import as_size, guard_posterize
 from engine.throughput import endless
 from optimizer import parameter_groups
 from tasks.backbone import build_model
@@ -52,18 +52,12 @@ def configuration(path, batch, *options):
     return load_config(path, ["DATA.BATCH_SIZE", str(batch), *options])[0]
 
 
-def side_of(config):
-    """(height, width) of the images."""
-    size = config.DATA.IMG_SIZE
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def pool(config, classes, device):
     """An endless iterator over POOL random batches that lie on the device."""
     generator, batch = torch.Generator(device).manual_seed(0), config.DATA.BATCH_SIZE
     batches = [
         HostBatch(
-            torch.randn(batch, 3, *side_of(config), device=device, generator=generator),
+            torch.randn(batch, 3, *as_size(config.DATA.IMG_SIZE), device=device, generator=generator),
             torch.randint(classes, (batch,), device=device, generator=generator),
         )
         for _ in range(POOL)
@@ -74,11 +68,6 @@ def pool(config, classes, device):
 def data_of(config, device):
     """The data of a configuration: `train` and `val` loaders, `info` and `mixing`."""
     return build_data(config, World(device), lambda line: None)
-
-
-def our_batches(data):
-    """Endless batches of the training loader as the engine takes them."""
-    return endless(data.train)
 
 
 def finished(batch, device):
@@ -94,7 +83,7 @@ def our_images(config, device):
 def our_data_path(config, device):
     """step() of the data path: images and targets of the next batch on the device, mixed."""
     data, calls = data_of(config, device), itertools.count()
-    batches = our_batches(data)
+    batches = endless(data.train)
     return lambda: data.mixing(next(batches), (config.SEED, next(calls)), device)
 
 
@@ -119,14 +108,10 @@ def timm_loader(config, data, device):
     """
     loader = create_loader(
         ForTimm(data.train.samples.images),
-        input_size=(3, *side_of(config)),
+        input_size=(3, *as_size(config.DATA.IMG_SIZE)),
         batch_size=config.DATA.BATCH_SIZE,
         is_training=True,
-        scale=tuple(config.AUG.SCALE),
-        ratio=tuple(config.AUG.RATIO),
-        hflip=config.AUG.HFLIP,
-        vflip=config.AUG.VFLIP,
-        color_jitter=config.AUG.COLOR_JITTER,
+        **{key.lower(): config.AUG[key] for key in ("SCALE", "RATIO", "HFLIP", "VFLIP", "COLOR_JITTER")},
         auto_augment=config.AUG.AUTO_AUGMENT or None,
         re_prob=config.AUG.REPROB,
         re_mode=config.AUG.REMODE,

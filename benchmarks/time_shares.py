@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.command import add_cfg, parse, parser, result_name, table, write
+from benchmarks.command import CFG, parse, result_name, write
 from benchmarks.model_step import CLASSES
 from benchmarks.operators import NOTHING, by_group, draw
 from benchmarks.steps import FUSED, GRAPHS, PLAIN, UNFUSED, configuration, original_step, our_step, pool
@@ -74,22 +74,18 @@ def measure(cfg, batch, device):
 
 def run(argv):
     """Measure and write results/time_shares_<device>.{json,md,png}."""
-    arguments = parser("time_shares", __doc__)
-    add_cfg(arguments)
-    arguments.add_argument("--batch", type=positive, metavar="N", help="images of a step")
-    options = parse(arguments, argv)
+    flags = {"--batch": {"type": positive, "metavar": "N", "help": "images of a step"}}
+    options = parse("time_shares", __doc__, argv, CFG | flags)
     cfg, device, batch = options.cfg, options.device, options.batch or BATCH[options.device.type]
     found = measure(cfg, batch, device)
     groups = list(dict.fromkeys(group for bar in found.values() for group in bar))
     rows = [[group, *(f"{bar.get(group, 0):.1f}" for bar in found.values())] for group in groups]
     rows.append(["whole step", *(f"{sum(bar.values()):.1f}" for bar in found.values())])
-    name = result_name("time_shares", options)
     title = f"Where a training step's time goes, ms: {cfg}, batch {batch}"
-    content = {"cfg": cfg, "batch": batch, "milliseconds": found}
-    write(name, title, content, table(["group", *found], rows), options)
+    write(options, title, ["group", *found], rows, batch=batch, milliseconds=found)
     where = {"cuda": "a GPU", "cpu": "a CPU core"}[device.type]
     xlabel = f"ms of a training step of {batch} images on {where}, {Path(cfg).stem}"
-    draw(found, xlabel, Path(options.output) / f"{name}.png")
+    draw(found, xlabel, options.output / f"{result_name(options)}.png")
 
 
 if __name__ == "__main__":
