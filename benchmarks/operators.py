@@ -60,7 +60,7 @@ def training_traffic(build, batch, img_size, classes, amp_dtype=torch.bfloat16):
     with torch.device("meta"):  # without initial values, which take longer than the tracing
         model = build().train()
     with FakeTensorMode():
-        model.to_empty(device="cpu")
+        model._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype))  # as to_empty, which reads meta tensors
         images, targets = torch.empty(batch, 3, *img_size), torch.empty(batch, classes)
         with CountTraffic() as counter:
             with torch.autocast("cpu", dtype=amp_dtype, enabled=amp_dtype is not None):
