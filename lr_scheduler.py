@@ -6,28 +6,13 @@ Nothing here has a state, so a resumed run cannot be out of step with the schedu
 import math
 from dataclasses import dataclass
 
-
-def cosine(progress, **_):
-    """Half a cosine from 1 to 0; `progress` runs from 0 to 1 after the warm-up."""
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def linear(progress, **_):
-    """A straight line from 1 to 0."""
-    return 1.0 - progress
-
-
-def constant(progress, **_):
-    """Always 1."""
-    return 1.0
-
-
-def step(progress, *, step, decay_steps, decay_rate):
-    """`decay_rate` to the power of the number of whole `decay_steps` passed, counted from the first step."""
-    return decay_rate ** (step // decay_steps)
-
-
-SHAPES = {"cosine": cosine, "linear": linear, "constant": constant, "step": step}
+SHAPES = {  # what is left of the way from base_lr down to min_lr; `progress` runs from 0 to 1 after the warm-up
+    "cosine": lambda progress, **_: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "linear": lambda progress, **_: 1.0 - progress,
+    "constant": lambda progress, **_: 1.0,
+    # whole `decay_steps` passed, counted from the first step
+    "step": lambda progress, *, step, decay_steps, decay_rate: decay_rate ** (step // decay_steps),
+}
 
 
 @dataclass(frozen=True)
@@ -54,11 +39,9 @@ class Schedule:
             return self.warmup_lr + (self.base_lr - self.warmup_lr) * step / self.warmup_steps
         remaining = max(1, self.total_steps - self.warmup_steps)
         progress = min(1.0, (step - self.warmup_steps) / remaining)
-        shape = SHAPES[self.name](progress, **self._shape_arguments(step))
+        decay = {"step": step, "decay_steps": self.decay_steps, "decay_rate": self.decay_rate}
+        shape = SHAPES[self.name](progress, **decay)
         return self.min_lr + (self.base_lr - self.min_lr) * shape
-
-    def _shape_arguments(self, step):
-        return {"step": step, "decay_steps": self.decay_steps, "decay_rate": self.decay_rate}
 
     def apply(self, optimizer, step):
         """Set the learning rate of every parameter group for `step` (groups may scale it by `lr_scale`)."""

@@ -29,30 +29,22 @@ CLASSES = 10
 PACE = Pace(warmup=2, blocks=7, steps=3)
 
 
-class Checkout:
+class Checkout(subprocess.Popen):
     """A process that times training steps of the checkout in `folder`."""
 
     def __init__(self, folder, cfg, batch):
         command = [sys.executable, str(ROOT / "benchmarks" / "checkout_step.py"), cfg, str(batch), str(CLASSES)]
         environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
         self.folder, self.cfg = folder, cfg
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        super().__init__(command, cwd=folder, env=environment, **pipes)
 
     def seconds(self, steps):
         """Processor seconds of `steps` steps. Raises RunError if the process ended."""
         try:
-            self.process.stdin.write(f"{steps}\n")
-            self.process.stdin.flush()
-            return float(self.process.stdout.readline())
+            self.stdin.write(f"{steps}\n")
+            self.stdin.flush()
+            return float(self.stdout.readline())
         except (BrokenPipeError, ValueError):
             raise RunError(f"{self.folder}: {self.cfg} does not run there, see above") from None
 

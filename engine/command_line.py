@@ -131,7 +131,10 @@ def parse_args(argv=None):
         raise ConfigError(f'--opts: takes KEY VALUE pairs, but {args.opts[-1]!r} is left over (quote "[3, 5]")')
     _check_modes(args)
     if "LOCAL_RANK" in os.environ:
-        args.local_rank = _local_rank(os.environ["LOCAL_RANK"])
+        local_rank = os.environ["LOCAL_RANK"]
+        if not local_rank.isdecimal():
+            raise ConfigError(f"LOCAL_RANK: {local_rank!r} is not a whole number (environment variable)")
+        args.local_rank = int(local_rank)
     return args
 
 
@@ -153,16 +156,11 @@ def _unknown_flag(word, parser):
     if not name.startswith("-"):
         return ConfigError(f"{word!r}: stands after no flag (see --help)")
     hint = nearest(name, re.findall(r"--[a-z-]+", parser.format_usage()))
-    keys = _keys_called(name)
+    last = name.lstrip("-").upper().replace("-", "_")
+    keys = [key for key in KEYS if key.rpartition(".")[2] == last]  # TRAIN.EPOCHS for --epochs
     if keys and not hint:
         hint = f"; write --opts {' or '.join(keys)} and the value"
     return ConfigError(f"{name}: unknown flag{hint}")
-
-
-def _keys_called(flag):
-    """Keys of the configuration whose last part is a flag's name: TRAIN.EPOCHS for --epochs."""
-    name = flag.lstrip("-").upper().replace("-", "_")
-    return [key for key in KEYS if key.rpartition(".")[2] == name]
 
 
 def _check_modes(args):
@@ -174,9 +172,3 @@ def _check_modes(args):
         raise ConfigError("--eval: evaluates --resume FILE; --pretrained only starts a training")
     if args.disable_amp and args.amp_dtype not in (None, "float32"):
         raise ConfigError(f"--amp-dtype: {args.amp_dtype} contradicts --disable-amp")
-
-
-def _local_rank(text):
-    if not text.isdecimal():
-        raise ConfigError(f"LOCAL_RANK: {text!r} is not a whole number (environment variable)")
-    return int(text)

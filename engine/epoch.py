@@ -36,7 +36,7 @@ def train_one_epoch(state, task, loader, epoch, settings, session):
         group = [next_batch(batches) for _ in range(size)]
         record, names = train_step(state, task, settings, group, session.wishes)
         progress.step += 1
-        monitor.step_done(record, (progress.step - 1, names, group))
+        monitor.receive(monitor.reader.push(record, (progress.step - 1, names, group)))
         monitor.show(epoch, sum(task.size(batch) for batch in group))
         if monitor.stop or monitor.save:
             monitor.flush()
@@ -57,13 +57,9 @@ class EpochMonitor:
         self.started = time.perf_counter()
         self.steps = self.images = 0  # since then, on all ranks together
 
-    def step_done(self, record, tag):
-        """Take what a step reported (a tensor on the device) and its (number, names of partial losses, batches), which
-        are kept until it has been read."""
-        self.receive(self.reader.push(record, tag))
-
     def receive(self, records):
-        """Meters, refusals and wishes, from the records that have arrived."""
+        """Meters, refusals and wishes, from the records that have arrived: what each step reported and its (number,
+        names of partial losses, batches)."""
         progress, scaler = self.state.progress, self.state.scaler
         for values, (step, names, group) in records:
             record = StepRecord.read(values, names)

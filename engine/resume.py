@@ -47,7 +47,7 @@ def rescale_position(progress, old_per_epoch, new_per_epoch, path):
     """Re-express the position for another global batch (TRAIN.ALLOW_CHANGES), which only works between two epochs."""
     if progress.step % old_per_epoch:
         raise MismatchError(f"{path}: in the middle of an epoch, which another global batch size cannot continue")
-    progress.rescale(old_per_epoch, new_per_epoch)
+    progress.step = progress.step // old_per_epoch * new_per_epoch
 
 
 def check_same_run(config, world, payload, path, pipeline="cpu"):

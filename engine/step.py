@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from engine.nonfinite import NOT_FOUND, first_bad_module
 from utils.amp import autocast
 from utils.distributed import World
 from utils.errors import NonFiniteError
 from utils.seed import derive_seed
 from utils.signals import Wishes
+
+NOT_FOUND = "not found again on this rank"
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,6 @@ class Progress:
         """The epoch is validated: keep its row, begin the next one."""
         self.history.append(row)
         self.loss_sum, self.loss_count, self.part_sums = 0.0, 0, {}
-
-    def rescale(self, old_per_epoch, new_per_epoch):
-        """Express the position, between two epochs, for another number of steps per epoch."""
-        self.step = self.step // old_per_epoch * new_per_epoch
 
 
 @dataclass
@@ -178,6 +175,42 @@ def train_step(state, task, settings, group, wishes):
     state.statistics.keep_if(finite, before)
     update(state, parameters, finite, grad_norm, settings)
     return torch.cat([agreed[:1], grad_norm.float().reshape(1), finite.float().reshape(1), agreed[1:]]), names
+
+
+def first_bad_module(model, compute_loss):
+    """Name what was first not finite when `compute_loss()` (forward of the refused batch) is run again.
+
+    In order: a parameter, a module's output (in the order of execution), the loss, a gradient (in the order of the
+    backward pass). Weights are not touched; the caller restores BatchNorm statistics.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"parameter {name}"
+    found = []
+
+    def watch(name):
+        def hook(_module, _inputs, output):
+            if not found and isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
+                found.append(f"output of {name or 'the model'}")
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        loss = compute_loss()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return found[0]
+    if not torch.isfinite(loss):
+        return "the loss"
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+    for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
+        if gradient is not None and not torch.isfinite(gradient).all():
+            return f"gradient of {name}"
+    return NOT_FOUND
 
 
 def refuse(state, task, settings, step, group):
