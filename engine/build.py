@@ -23,7 +23,7 @@ def build(config, world, log, training=True):
     """(task, model on its device), the same on all ranks, with what they are written to the log."""
     torch.use_deterministic_algorithms(config.DETERMINISTIC)
     set_float32_products(config.AMP.TF32, world.device)
-    task = world.together(lambda: tasks.build(config, world, log, training))
+    task = world.together(lambda: tasks.find(config.TASK)(config, world, log, training))
     seed_all(config.SEED, "weights")
     model = world.together(task.model)
     if training and config.MODEL.PRETRAINED:

@@ -39,15 +39,11 @@ def restore(state, payload, path, per_epoch):
     if state.scaler and payload["scaler"]:
         state.scaler.load_state_dict(payload["scaler"])
     state.progress = Progress(**payload["progress"])
-    if payload["steps_per_epoch"] != per_epoch:
-        rescale_position(state.progress, payload["steps_per_epoch"], per_epoch, path)
-
-
-def rescale_position(progress, old_per_epoch, new_per_epoch, path):
-    """Re-express the position for another global batch (TRAIN.ALLOW_CHANGES), which only works between two epochs."""
-    if progress.step % old_per_epoch:
-        raise MismatchError(f"{path}: in the middle of an epoch, which another global batch size cannot continue")
-    progress.step = progress.step // old_per_epoch * new_per_epoch
+    if payload["steps_per_epoch"] != per_epoch:  # another global batch (TRAIN.ALLOW_CHANGES)
+        epochs, inside = divmod(state.progress.step, payload["steps_per_epoch"])
+        if inside:
+            raise MismatchError(f"{path}: in the middle of an epoch, which another global batch size cannot continue")
+        state.progress.step = epochs * per_epoch
 
 
 def check_same_run(config, world, payload, path, pipeline="cpu"):

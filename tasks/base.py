@@ -45,7 +45,8 @@ class Data:
 class Task(ABC):
     """What is learned: the data, the model, the loss, and how a model is judged.
 
-    Built as `task(config, world, log, training)` on every rank; raises a RunError for what is wrong with the data.
+    Built as `task(config, world, log, training)` on every rank, without a training loader if not `training`; raises a
+    RunError for what is wrong with the data.
     `data` is its Data, `name` that of the dataset. Everything random in it is a function of the keys that it is given.
     """
 

@@ -37,7 +37,8 @@ def count_macs(model, img_size):
     """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     hollow = hollow_copy(model).eval()
-    images = torch.empty(1, _channels(model), height, width, device="meta", dtype=next(model.parameters()).dtype)
+    channels = next(m.in_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d))  # of the first one
+    images = torch.empty(1, channels, height, width, device="meta", dtype=next(model.parameters()).dtype)
     norms = {op: _norm_counter(PER_ELEMENT[name]) for op, name in OPERATORS.items() if name in PER_ELEMENT}
     by_operator = _count_pools(hollow)
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=norms) as counter:
@@ -54,11 +55,6 @@ def hollow_copy(model):
     hollow = {id(t): torch.nn.Parameter(t.detach().to("meta"), requires_grad=False) for t in model.parameters()}
     hollow |= {id(t): t.detach().to("meta") for t in model.buffers()}
     return copy.deepcopy(model, hollow)
-
-
-def _channels(model):
-    """Input channels: those of the first convolution."""
-    return next(m.in_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d))
 
 
 def _count_pools(model):

@@ -100,7 +100,8 @@ def _compose(text, shown, check_syntax=True):
                 raise ConfigError(f"{_place(shown, event)}: alias *{event.anchor} is not supported, write the value")
             tag = getattr(event, "tag", None)
             if tag is not None:
-                raise ConfigError(f"{_place(shown, event)}: tag {_short_tag(tag)} is refused, write a plain value")
+                tag = tag.replace("tag:yaml.org,2002:", "!!")
+                raise ConfigError(f"{_place(shown, event)}: tag {tag} is refused, write a plain value")
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         if not check_syntax:
@@ -155,7 +156,3 @@ def _line(node):
 
 def _place(shown, event):
     return shown if shown.startswith("--") else f"{shown}:{_line(event)}"
-
-
-def _short_tag(tag):
-    return tag.replace("tag:yaml.org,2002:", "!!")
