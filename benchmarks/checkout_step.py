@@ -13,33 +13,23 @@ from pathlib import Path
 import torch
 
 
-def training_step(cfg, batch, classes):
-    """step() on random images and labels."""
+def main():
+    """Answer until stdin ends, with steps on random images and labels."""
     from config import load_config
 
-    builder = "tasks.backbone" if Path("tasks/backbone.py").is_file() else "models.build"  # where it was before
+    cfg, batch, classes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    builder = "tasks.backbone" if Path("tasks/backbone.py").is_file() else "models.build"  # where it was before
     config = load_config(cfg)[0]
     model, side = importlib.import_module(builder).build_model(config, classes).train(), config.DATA.IMG_SIZE
     images = torch.randn(batch, 3, *((side, side) if isinstance(side, int) else side))
     labels = torch.randint(classes, (batch,))
-
-    def step():
-        model.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
-
-    return step
-
-
-def main():
-    """Answer until stdin ends."""
-    cfg, batch, classes = sys.argv[1:]
-    torch.set_num_threads(1)
-    step = training_step(cfg, int(batch), int(classes))
     for line in sys.stdin:
         start = time.process_time()
         for _ in range(int(line)):
-            step()
+            model.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
         print(time.process_time() - start, flush=True)
 
 

@@ -39,27 +39,21 @@ def cases(cfg, batch, device, options):
     return found | {f"timm, {steps.WORKERS} workers": lambda: steps.finished(next(theirs), device)}
 
 
-def measure(cfg, batch, device, pace, options):
-    """({name: Timing}, {name: figures}); bytes and operators per image are counted in one call more of COUNTED."""
-    found = cases(cfg, batch, device, options)
-    timings = interleaved(found, batch, device, pace, settle=steps.AHEAD)
-    results = {name: asdict(timing) for name, timing in timings.items()}
-    with CountTraffic() as traffic:
-        found[COUNTED]()
-    results[COUNTED] |= {"bytes": traffic.bytes.total() // batch, "operators": traffic.calls.total() / batch}
-    return timings, results
-
-
 def run(argv):
     """Measure and write results/loader_<device>.{json,md}."""
-    batch = {"--batch": {"type": positive, "default": 128, "metavar": "N"}}
-    options = parse("loader", __doc__, argv, DATA | batch)
-    device = options.device
-    timings, results = measure(options.cfg, options.batch, device, PACE[device.type], options.changes)
+    flags = {"--batch": {"type": positive, "default": 128, "metavar": "N"}}
+    options = parse("loader", __doc__, argv, DATA | flags)
+    batch, device = options.batch, options.device
+    found = cases(options.cfg, batch, device, options.changes)
+    timings = interleaved(found, batch, device, PACE[device.type], settle=steps.AHEAD)
+    with CountTraffic() as traffic:  # in one call more
+        found[COUNTED]()
+    size, calls = traffic.bytes.total() // batch, traffic.calls.total() / batch
+    results = timings | {COUNTED: {**asdict(timings[COUNTED]), "bytes": size, "operators": calls}}
     rows = []
     for name, row in rows_of(timings).items():
-        counted = name == COUNTED and [f"{results[name]['bytes'] / 1e6:.1f}", f"{results[name]['operators']:.1f}"]
-        rows.append([*row, *(counted or ["-", "-"])])
+        counted = [f"{size / 1e6:.1f}", f"{calls:.1f}"] if name == COUNTED else ["-", "-"]
+        rows.append([*row, *counted])
     header = [*RATES, "MB per image", "operators per image"]
     write(options, f"The data path alone: {options.subject}", header, rows, results=results)
 

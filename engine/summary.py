@@ -68,13 +68,11 @@ def draw_curves(history, headline, path, title):
     loss, score, rate = figure.subplots(1, 3)
     loss.plot(epochs, [row["train_loss"] for row in history], color="#0072B2", label="training")
     loss.plot(epochs, [row["val_loss"] for row in history], color="#D55E00", label="validation")
-    loss.set(title="loss", xlabel="epoch")
     loss.legend()
     score.plot(epochs, [row[headline.column] for row in history], color="#009E73")
-    score.set(title=headline.title, xlabel="epoch")
     rate.plot(epochs, [row["lr"] for row in history], color="#555555")
-    rate.set(title="learning rate", xlabel="epoch")
-    for axes in (loss, score, rate):
+    for axes, name in ((loss, "loss"), (score, headline.title), (rate, "learning rate")):
+        axes.set(title=name, xlabel="epoch")
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
