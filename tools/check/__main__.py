@@ -1,4 +1,8 @@
-"""Look for what makes a run useless, before it is started: see DESCRIPTION."""
+"""Check an experiment before it is started: its data, its configuration, its model and the machine, in about a minute.
+
+One line for each finding: ok, warning or FAILED, the check, what was found and what to do about it. Written are a
+picture of augmented and mixed images and the same lines as a text file. Takes the flags of main.py.
+"""
 
 import os
 import shlex
@@ -23,12 +27,6 @@ from tools.check.subject import FAILED, OK, WARNING, Subject, failed, warning
 from tools.shared.command import command, parser
 from utils.errors import ConfigError, RunError, listing, nearest
 from utils.files import storage_errors
-
-DESCRIPTION = """\
-Check an experiment before it is started: its data, its configuration, its model and the machine, in about a minute.
-
-One line for each finding: ok, warning or FAILED, the check, what was found and what to do about it. Written are a
-picture of augmented and mixed images and the same lines as a text file. Takes the flags of main.py."""
 
 EPILOG = """\
 checks:
@@ -79,7 +77,7 @@ def parse(argv):
     """Namespace of the command line. Raises ConfigError."""
     # fmt: off
     about = "\n".join(f"  {name:<11} {check.about}" for name, check in CHECKS.items())
-    top = parser("check", DESCRIPTION, EPILOG.format(checks=about))
+    top = parser("check", __doc__, EPILOG.format(checks=about))
     group = top.add_argument_group("what to check")
     command_line.add_configuration(group)
     group.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="these checks instead of all")

@@ -1,4 +1,9 @@
-"""Train a grid of experiments over several seeds: `python -m tools.sweep FILE --seeds 0 1 2` (see --help)."""
+"""Train every cell of a grid with every seed: runs of main.py, one after another or several at a time.
+
+FILE names a base configuration, axes and seeds (docs/sweeps.md). Run folders are OUTPUT/sweep/cell/seedN. Stopped and
+started again, only missing and unfinished runs are trained, and unfinished ones continue where they stopped; a failed
+run does not stop the others. Everything is checked before the first run starts.
+"""
 
 import sys
 from pathlib import Path
@@ -6,13 +11,6 @@ from pathlib import Path
 from tools.shared.command import command, parser, positive
 from tools.sweep.grid import check_seeds, read_grid
 from utils.errors import ConfigError
-
-DESCRIPTION = """\
-Train every cell of a grid with every seed: runs of main.py, one after another or several at a time.
-
-FILE names a base configuration, axes and seeds (docs/sweeps.md). Run folders are OUTPUT/sweep/cell/seedN. Stopped and
-started again, only missing and unfinished runs are trained, and unfinished ones continue where they stopped; a failed
-run does not stop the others. Everything is checked before the first run starts."""
 
 EPILOG = """\
 examples:
@@ -33,7 +31,7 @@ file or folder missing, 73 another sweep uses this folder, 78 a run folder holds
 def build_parser():
     """The parser of this tool."""
     # fmt: off
-    result = parser("sweep", DESCRIPTION, EPILOG)
+    result = parser("sweep", __doc__, EPILOG)
     result.add_argument("grid", metavar="FILE", help="the grid, a YAML file such as configs/sweeps/table1.yaml")
     result.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds of every cell (default: the grid's)")
     result.add_argument("--data-path", nargs="+", default=[], metavar="DIR",

@@ -1,18 +1,16 @@
-"""A results table of run folders: `python -m tools.table FOLDER ...` (see --help)."""
-
-import sys
-
-from tools.shared.command import command, parser
-from tools.shared.results import deliver, result_path
-
-DESCRIPTION = """\
-A table of finished runs, seeds averaged: accuracy of the last and of the best epoch as mean ± sample deviation, n,
+"""A table of finished runs, seeds averaged: accuracy of the last and of the best epoch as mean ± sample deviation, n,
 pooled counts, size, cost, the difference to a baseline with a paired 95 % confidence interval over common seeds
 (Student's t), the published figure and the distance to it.
 
 Runs are averaged when nothing but the seed differs: configuration, source commit, package versions, number of
 processes and size of the data. Whatever else differs, missing seeds and unfinished runs are marked in the row and
-explained below."""
+explained below.
+"""
+
+import sys
+
+from tools.shared.command import command, parser
+from tools.shared.results import deliver, result_path
 
 EPILOG = """\
 examples:
@@ -26,30 +24,25 @@ exit codes: 0 done, 64 wrong option, 65 damaged run folder, 66 no such folder or
 written. Errors are one line on stderr."""
 
 
-def build_parser():
-    """The parser of this tool."""
-    # fmt: off
-    result = parser("table", DESCRIPTION, EPILOG)
-    result.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders above them")
-    result.add_argument("--format", default="md", choices=("md", "latex", "csv", "html"), help="default: md")
-    result.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
-                        help="a row's name, a label such as kernels-none, or pairs ROW=BASELINE")
-    result.add_argument("--metric", default="auto", choices=("auto", "final", "best", "test"),
-                        help="what is compared with baseline and publication: the last epoch (final), the best one "
-                             "on the validation images, or test, where images were held out; auto: test, else final")
-    result.add_argument("--by", nargs="+", default=[], metavar="KEY",
-                        help="keys in which rows are meant to differ (default: the sweep's axes, else the model's)")
-    result.add_argument("--pool", nargs="+", default=[], choices=("commit", "packages", "processes", "data"),
-                        help="average over these too, with a remark")
-    result.add_argument("--output", metavar="FILE", help="write here instead of to the screen")
-    # fmt: on
-    return result
-
-
 @command
 def main(argv):
     """The whole tool."""
-    options = build_parser().parse_args(argv)
+    # fmt: off
+    top = parser("table", __doc__, EPILOG)
+    top.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders above them")
+    top.add_argument("--format", default="md", choices=("md", "latex", "csv", "html"), help="default: md")
+    top.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
+                        help="a row's name, a label such as kernels-none, or pairs ROW=BASELINE")
+    top.add_argument("--metric", default="auto", choices=("auto", "final", "best", "test"),
+                        help="what is compared with baseline and publication: the last epoch (final), the best one "
+                             "on the validation images, or test, where images were held out; auto: test, else final")
+    top.add_argument("--by", nargs="+", default=[], metavar="KEY",
+                        help="keys in which rows are meant to differ (default: the sweep's axes, else the model's)")
+    top.add_argument("--pool", nargs="+", default=[], choices=("commit", "packages", "processes", "data"),
+                        help="average over these too, with a remark")
+    top.add_argument("--output", metavar="FILE", help="write here instead of to the screen")
+    # fmt: on
+    options = top.parse_args(argv)
     if options.output:
         result_path(options.output)
     from tools.table.formats import FORMATS  # imports torch: not for --help and wrong flags
