@@ -26,8 +26,8 @@ def runs(tmp_path):
 
 def test_seeds_of_one_configuration_are_one_group(runs):
     plain, short = parse_groups([str(runs)])
-    assert (plain.name, plain.seeds) == ("plain", [0, 1, 2])
-    assert (short.name, short.seeds) == ("short", [0])
+    assert (plain.name, [run.seed for run in plain.runs]) == ("plain", [0, 1, 2])
+    assert (short.name, [run.seed for run in short.runs]) == ("short", [0])
     assert short.remarks() == []
     assert plain.remarks() == [f"plain: not finished: {runs / 'plain' / 'seed2'}"]
 

@@ -1,5 +1,7 @@
 """A checkpoint on its validation set, and what is drawn of it: against the run's own counts and a slow loop."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,8 @@ from tools.shared.behaviour import (
     learned_scales,
     most_confused,
 )
-from tools.shared.predictions import Predictions, predict_checkpoint
 from tools.shared.runs import read_run
-from tools.shared.trained import load_model
+from tools.shared.trained import Predictions, load_model, predict_checkpoint
 from utils.errors import ConfigError, MismatchError
 
 
@@ -39,7 +40,8 @@ def by_hand():
     pixels = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
     images = ArrayImages(pixels, labels.numpy(), "hand")
     names = ("cat", "dog", "a$b_" * 6)
-    return Predictions("best.pth", "by/hand", 1, names, images, torch.arange(5), labels, logits=odds.log())
+    loaded = SimpleNamespace(path="best.pth", name="by/hand", epochs=1, class_names=names)
+    return Predictions(loaded, images, torch.arange(5), labels, logits=odds.log())
 
 
 def test_the_counts_are_the_logged_ones(finished):
@@ -47,7 +49,7 @@ def test_the_counts_are_the_logged_ones(finished):
     row = finished.rows[-1]
     assert (predictions.correct, len(predictions.labels)) == (row["correct"], row["total"])
     assert predictions.losses.mean().item() == pytest.approx(row["val_loss"], rel=1e-5)
-    assert (predictions.epochs, predictions.class_names) == (2, ("class0", "class1", "class2", "class3"))
+    assert (predictions.loaded.epochs, predictions.loaded.class_names) == (2, ("class0", "class1", "class2", "class3"))
 
 
 def test_every_image_gets_its_own_probabilities(finished):

@@ -36,9 +36,8 @@ from tasks.classification import counts
 from tasks.classification.data import build_data
 from tools.shared.command import EXITS, command, parser
 from tools.shared.inputs import Batches, add_options, console, data_config, dataset_parts, with_progress
-from tools.shared.predictions import predict
 from tools.shared.results import result_path
-from tools.shared.trained import checkpoint_of, load_model, read_checkpoint
+from tools.shared.trained import checkpoint_of, load_model, predict, read_checkpoint
 from utils import checkpoint
 from utils.distributed import World
 from utils.errors import ConfigError, DataError, MismatchError
@@ -226,22 +225,6 @@ def greedy(ingredients, jury):
     return members, lines
 
 
-def soup_payload(first, state, members, report):
-    """(payload, step) for checkpoint.save: a checkpoint to evaluate, without optimizer and history."""
-    step = max(part.step for part in members)
-    payload = {
-        "format": 1,
-        "config": {**first.config, "TAG": "average", "TEST": {**first.config["TEST"], "WEIGHTS": "auto"}},
-        "data": first.data,
-        "world_size": 1,
-        "model": state,
-        "ema": None,
-        "progress": {"step": step, "history": []},
-        "average": {"members": [part.name for part in members], "report": report},
-    }
-    return payload, step
-
-
 @command
 def main(argv):
     """The whole averaging; raises RunError."""
@@ -260,7 +243,18 @@ def main(argv):
         lines.append(f"{norms} BatchNorm layers: running statistics {how}")
     how = "kept by --greedy" if given.greedy else "equal weights"
     lines.append(f"average of {len(members)} of {len(ingredients)} checkpoints ({how})")
-    checkpoint.save(given.output, *soup_payload(ingredients[0], state, members, lines))
+    first, step = ingredients[0], max(part.step for part in members)
+    payload = {  # to evaluate: without optimizer and history
+        "format": 1,
+        "config": {**first.config, "TAG": "average", "TEST": {**first.config["TEST"], "WEIGHTS": "auto"}},
+        "data": first.data,
+        "world_size": 1,
+        "model": state,
+        "ema": None,
+        "progress": {"step": step, "history": []},
+        "average": {"members": [part.name for part in members], "report": lines},
+    }
+    checkpoint.save(given.output, payload, step)
     print("\n".join([*lines, f"written: {given.output}"]))
 
 

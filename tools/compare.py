@@ -55,7 +55,7 @@ def _figures(run):
         return run.say(row) + (f", epoch {row['epoch'] + 1}" if "epoch" in row else "")
 
     def points(before, after):
-        return f"{run.score(after) - run.score(before):+.2f} points"
+        return f"{after[name] - before[name]:+.2f} points"
 
     def percent(before, after):
         return f"{100 * (after - before) / before:+.1f} %" if before else ""

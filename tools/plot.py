@@ -3,12 +3,12 @@
 import sys
 
 from tools.shared import behaviour
-from tools.shared.command import EXITS, command, not_negative, parser, positive
+from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.curves import AXES, curves_figure
 from tools.shared.figures import check_path, save
 from tools.shared.groups import parse_groups
-from tools.shared.predictions import predict_checkpoint
-from tools.shared.trained import load_model
+from tools.shared.inputs import add_options
+from tools.shared.trained import load_model, predict_checkpoint
 
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ def curves(options):
 def confusion(options):
     """The confusion matrix; prints the most frequent confusions."""
     predictions = predict(options)
-    names = predictions.class_names
+    names = predictions.loaded.class_names
     for true, said, times, total in behaviour.most_confused(predictions):
         print(f"{times:6d} of {total} {names[true]!r} taken for {names[said]!r}")
     return behaviour.confusion_figure(predictions)
@@ -75,7 +75,7 @@ def predict(options):
     """The Predictions that the options of a subcommand ask for; prints how many are right."""
     chosen = {name: getattr(options, name) for name in ("data_path", "part", "device", "batch_size", "workers")}
     predictions = predict_checkpoint(options.checkpoint, **chosen)
-    print(f"{predictions.path}: {behaviour.score(predictions)}")
+    print(f"{predictions.loaded.path}: {behaviour.score(predictions)}")
     return predictions
 
 
@@ -98,12 +98,8 @@ def build_parser():
                      "instance accuracy (default: losses, the task's headline and lr)")  # fmt: skip
     for function in (confusion, errors):
         sub = kind(function)
-        sub.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder (its best.pth)")
-        sub.add_argument("--data-path", metavar="DIR", help="folder of the dataset (as in the run)")
         sub.add_argument("--part", choices=("val", "test"), default="val", help="test: only with DATA.VAL_SPLIT")
-        sub.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps, ... (%(default)s)")
-        sub.add_argument("--batch-size", type=positive, metavar="N", help="images at once (as in the run)")
-        sub.add_argument("--workers", type=not_negative, metavar="N", help="loader processes (as in the run)")
+        add_options(sub, "checkpoint", "--data-path", "--batch-size", "--device", "--workers")
     sub.add_argument("--count", type=positive, default=10, metavar="N", help="images per grid (%(default)s)")
     sub = kind(scales)
     sub.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=".pth files or run folders (their best.pth)")

@@ -22,9 +22,8 @@ from pathlib import Path
 from tasks.classification import describe
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.inputs import Batches, add_options, choose_part, console, dataset_parts, named_images
-from tools.shared.predictions import predict
 from tools.shared.results import deliver, result_path
-from tools.shared.trained import load_model
+from tools.shared.trained import load_model, predict
 from utils.errors import ConfigError, DataError
 
 CELL = 24  # characters of a class name in the table

@@ -12,13 +12,13 @@ from pathlib import Path
 from config import flat
 from logger import duration
 from tools.shared import behaviour
-from tools.shared.command import EXITS, command, not_negative, parser, positive
+from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.curves import AXES, label, legend_figure, panels_of, single_figure, with_rows
 from tools.shared.groups import differing_keys, parse_groups
+from tools.shared.inputs import add_options
 from tools.shared.markup import Markup, details, element, join, page, picture, scrolling, table, thumbnail
-from tools.shared.predictions import predict_checkpoint
 from tools.shared.results import write_text
-from tools.shared.trained import load_model
+from tools.shared.trained import load_model, predict_checkpoint
 from tools.table.formats import part_of_page
 from tools.table.rows import make_rows
 from utils.errors import ConfigError, RunError
@@ -37,24 +37,6 @@ EXPLANATION = (
     "final: the last epoch, which nothing was chosen by; best: the epoch with the best validation figure; "
     "test: that epoch, on images held back until the end (DATA.VAL_SPLIT); MACs: multiply-accumulates of one image."
 )
-
-
-def build_parser():
-    """The parser of the command line."""
-    top = parser("report", __doc__, EXAMPLES + EXITS)
-    top.add_argument("runs", nargs="+", metavar="FOLDER|NAME=FOLDER,...", help="run folders, or folders of run folders")
-    top.add_argument("--output", default="report.html", metavar="FILE", help="the .html file (%(default)s)")
-    top.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
-                     help="compare with this row or label, as in tools.table")  # fmt: skip
-    top.add_argument("--data-path", metavar="DIR", help="folder of the dataset, for the examples (as in the run)")
-    top.add_argument("--examples", action=argparse.BooleanOptionalAction, default=True,
-                     help="evaluate one checkpoint per configuration and show its errors (on)")  # fmt: skip
-    top.add_argument("--checkpoint", default="best.pth", metavar="NAME", help="which one (%(default)s)")
-    top.add_argument("--count", type=positive, default=12, metavar="N", help="examples of each kind (%(default)s)")
-    top.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps, ... (%(default)s)")
-    top.add_argument("--workers", type=not_negative, metavar="N", help="loader processes (as in the run)")
-    top.add_argument("--x", choices=AXES, default="epoch", help="horizontal axis of the curves (%(default)s)")
-    return top
 
 
 def build_report(groups, options):
@@ -166,7 +148,7 @@ def _examples(group, number, options):
     checkpoint = group.runs[0].checkpoint(options.checkpoint)
     predictions = predict_checkpoint(checkpoint, options.data_path, device=options.device, workers=options.workers)
     right = behaviour.score(predictions)
-    text = f"{right} of the images that the run was validated on, after {predictions.epochs} epochs."
+    text = f"{right} of the images that the run was validated on, after {predictions.loaded.epochs} epochs."
     parts = [element("p", text)]
     for name, positions in behaviour.error_sets(predictions, options.count).items():
         items = [_example(predictions, position) for position in positions.tolist()]
@@ -227,7 +209,18 @@ def _together(dicts):
 @command
 def main(argv):
     """Read the runs, write the report, say where it is."""
-    options = build_parser().parse_args(argv)
+    top = parser("report", __doc__, EXAMPLES + EXITS)
+    top.add_argument("runs", nargs="+", metavar="FOLDER|NAME=FOLDER,...", help="run folders, or folders of run folders")
+    top.add_argument("--output", default="report.html", metavar="FILE", help="the .html file (%(default)s)")
+    top.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
+                     help="compare with this row or label, as in tools.table")  # fmt: skip
+    top.add_argument("--examples", action=argparse.BooleanOptionalAction, default=True,
+                     help="evaluate one checkpoint per configuration and show its errors (on)")  # fmt: skip
+    top.add_argument("--checkpoint", default="best.pth", metavar="NAME", help="which one (%(default)s)")
+    top.add_argument("--count", type=positive, default=12, metavar="N", help="examples of each kind (%(default)s)")
+    add_options(top, "--data-path", "--device", "--workers")
+    top.add_argument("--x", choices=AXES, default="epoch", help="horizontal axis of the curves (%(default)s)")
+    options = top.parse_args(argv)
     path = Path(options.output)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output: {path}, but a name that ends in .html")

@@ -16,7 +16,7 @@ THUMBNAIL = 192  # pixels of the longer side of an example
 
 def confusions(predictions):
     """(K, K) int64 counts: row = true class, column = predicted class."""
-    classes = range(len(predictions.class_names))
+    classes = range(len(predictions.loaded.class_names))
     return confusion_matrix(predictions.labels.numpy(), predictions.predicted.numpy(), labels=classes)
 
 
@@ -49,7 +49,7 @@ def confusion_figure(predictions, title=None):
     counts = confusions(predictions)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(counts) <= MOST_NAMED
-    names = [shortened(name) for name in predictions.class_names]
+    names = [shortened(name) for name in predictions.loaded.class_names]
     side = max(4.6, 0.46 * len(counts)) if named else 7.0
     room = 0.08 * max(map(len, names)) if named else 0.0  # inches for the names
     figure = new_figure(side + 1.4 + room, side + 0.5 + room)
@@ -59,7 +59,7 @@ def confusion_figure(predictions, title=None):
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(f"{predictions.name}: {score(predictions)}" if title is None else title)
+    axes.set_title(f"{predictions.loaded.name}: {score(predictions)}" if title is None else title)
     if named:
         turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
         axes.set_xticks(range(len(counts)), names, **turned)
@@ -85,7 +85,7 @@ def example_image(predictions, position):
 def example_facts(predictions, position):
     """(true name, its probability, predicted name, its probability, loss) of one image."""
     true, said = int(predictions.labels[position]), int(predictions.predicted[position])
-    odds, names = predictions.probabilities[position], predictions.class_names
+    odds, names = predictions.probabilities[position], predictions.loaded.class_names
     return names[true], float(odds[true]), names[said], float(odds[said]), float(predictions.losses[position])
 
 
@@ -111,7 +111,7 @@ def errors_figure(predictions, count=10):
     parts = error_sets(predictions, count)
     rows = [-(-len(positions) // COLUMNS) for positions in parts.values()]
     figure = new_figure(2 * COLUMNS, sum(2.4 * n + 0.4 for n in rows) + 0.4)
-    figure.suptitle(f"{predictions.name}: {score(predictions)}")
+    figure.suptitle(f"{predictions.loaded.name}: {score(predictions)}")
     boxes = figure.subfigures(len(parts), 1, height_ratios=rows, squeeze=False)
     for box, (title, positions), height in zip(boxes.flat, parts.items(), rows, strict=True):
         box.suptitle(title, fontweight="bold")

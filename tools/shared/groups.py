@@ -19,15 +19,10 @@ class RunGroup:
     name: str
     runs: tuple
 
-    @property
-    def seeds(self):
-        """SEED of each run."""
-        return [run.seed for run in self.runs]
-
     def remarks(self):
         """Lines about what makes the mean of these runs questionable; [] if nothing does."""
         keys = sorted(differing_keys(self.runs))
-        twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        twice = sorted(seed for seed, count in Counter(run.seed for run in self.runs).items() if count > 1)
         unfinished = [str(run.path) for run in self.runs if not run.finished]
         found = (
             (keys, f"the runs differ in more than the seed ({', '.join(keys)})"),

@@ -57,10 +57,6 @@ class RunRecord:
         """The Headline of its task."""
         return tasks.find(self.config["TASK"]).headline
 
-    def score(self, row):
-        """The headline of an epoch or evaluation as a number."""
-        return row[self.headline.column]
-
     def say(self, row):
         """The headline of an epoch or evaluation in words: `84.12 % (8412/10000)`."""
         return self.headline.say(row)
