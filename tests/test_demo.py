@@ -2,7 +2,7 @@
 
 from tests.run_folders import write_run
 from tools.demo import table
-from tools.shared.groups import parse_groups
+from tools.shared.runs import parse_groups
 
 
 def test_table(tmp_path):

@@ -10,8 +10,7 @@ from tests.run_folders import write_run
 from tools.plot import main
 from tools.shared.curves import choose_axis, curves_figure, mean_curve
 from tools.shared.figures import line_style
-from tools.shared.groups import group_runs, parse_groups
-from tools.shared.runs import read_run
+from tools.shared.runs import group_runs, parse_groups, read_run
 from utils.errors import ConfigError, MissingError
 
 

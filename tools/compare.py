@@ -11,8 +11,7 @@ from config import changes_results, difference, flat
 from tools.shared.command import EXITS, command, parser
 from tools.shared.curves import curves_figure
 from tools.shared.figures import check_path, save
-from tools.shared.groups import RunGroup
-from tools.shared.runs import read_run
+from tools.shared.runs import RunGroup, read_run
 from utils.errors import ConfigError
 
 EXAMPLE = """\

@@ -6,17 +6,16 @@ Same recipe and seeds for both; prints a table of what was measured and draws th
 second call only prints the table again.
 """
 
-import statistics
 import sys
 from pathlib import Path
 
 import main as training
+from config import flat
 from tools.shared.command import EXITS, command, parser
 from tools.shared.curves import curves_figure
 from tools.shared.figures import save
-from tools.shared.groups import RunGroup
-from tools.shared.runs import read_run
-from tools.shared.spread import spread
+from tools.shared.runs import RunGroup, read_run
+from tools.table.rows import Row
 
 MODELS = {"ViT": "configs/demo/digits_plain.yaml", "ViT + 3x3 shortcut": "configs/demo/digits_shortcut.yaml"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,12 +27,10 @@ def table(groups):
     counted = "/".join(headline.counted)
     lines = [f"| model | test {headline.column}, mean ± std (n) | {counted} | params | time |", "|---|---|---|---|---|"]
     for group in groups:
-        finals = [run.summary["final"] for run in group.runs]
-        measured = spread(final[headline.column] for final in finals)
-        counts = "/".join(str(sum(final[name] for final in finals)) for name in headline.counted)
-        params = group.runs[0].summary["params"]
-        seconds = statistics.mean(run.summary["seconds"] for run in group.runs)
-        lines.append(f"| {group.name} | {measured} % ({measured.n}) | {counts} | {params:,} | {seconds:.0f} s a run |")
+        row = Row(group.name, {}, flat(group.runs[0].config), {run.seed: run for run in group.runs})
+        measured, counts = row.spread("final"), "/".join(map(str, row.counts("final")))
+        size, seconds = f"{row.fact('params'):,}", f"{row.seconds:.0f} s a run"
+        lines.append(f"| {row.name} | {measured} % ({measured.n}) | {counts} | {size} | {seconds} |")
     return "\n".join(lines)
 
 

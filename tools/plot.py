@@ -6,8 +6,8 @@ from tools.shared import behaviour
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.curves import AXES, curves_figure
 from tools.shared.figures import check_path, save
-from tools.shared.groups import parse_groups
 from tools.shared.inputs import add_options
+from tools.shared.runs import parse_groups
 from tools.shared.trained import load_model, predict_checkpoint
 
 EXAMPLES = """\

@@ -14,10 +14,10 @@ from logger import duration
 from tools.shared import behaviour
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.curves import AXES, label, legend_figure, panels_of, single_figure, with_rows
-from tools.shared.groups import differing_keys, parse_groups
 from tools.shared.inputs import add_options
 from tools.shared.markup import Markup, details, element, join, page, picture, scrolling, table, thumbnail
 from tools.shared.results import write_text
+from tools.shared.runs import differing_keys, parse_groups
 from tools.shared.trained import load_model, predict_checkpoint
 from tools.table.formats import part_of_page
 from tools.table.rows import make_rows

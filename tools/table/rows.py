@@ -10,9 +10,8 @@ from pathlib import Path
 
 import tasks
 from config import KEYS, flat
-from tools.shared.groups import SEED_KEYS, group_runs
 from tools.shared.published import Published, published
-from tools.shared.runs import find_runs
+from tools.shared.runs import SEED_KEYS, find_runs, group_runs
 from tools.shared.spread import Difference, Spread, paired_difference, spread
 from tools.sweep.grid import value_label
 from utils.errors import ConfigError, DataError, listing, nearest
