@@ -9,7 +9,7 @@ from config import default_config, flat, to_plain
 from tests.launch import ROOT
 from tools.shared.published import published
 from tools.sweep.grid import read_grid
-from tools.sweep.plan import plan
+from tools.sweep.train import plan
 
 TABLES = {"table1": "table1_vit", "table2": "table2_vit_tiny_kernels", "table3": "table3_cait",
           "table4": "table4_cait_span", "table5": "table5_swin_tiny", "table6": "table6_imagenet"}  # fmt: skip

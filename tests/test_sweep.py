@@ -21,7 +21,7 @@ from tools.sweep import jobs as sweep_jobs
 from tools.sweep import train
 from tools.sweep.grid import option_text, read_grid
 from tools.sweep.jobs import LocalJobs
-from tools.sweep.plan import parameters, plan
+from tools.sweep.train import parameters, plan
 from utils.config_values import as_yaml
 from utils.errors import ConfigError
 from utils.yaml_lines import parse_value, read_leaves

@@ -14,7 +14,7 @@ from tests.launch import ROOT
 from tools.sweep import jobs as sweep_jobs
 from tools.sweep import train
 from tools.sweep.jobs import Job, LocalJobs, run_jobs
-from tools.sweep.plan import Planned, on_gpu
+from tools.sweep.train import Planned, on_gpu
 from utils.errors import ConfigError
 
 

@@ -60,7 +60,7 @@ def test_runs_below_a_folder_are_found_once(tmp_path):
 def test_the_headline_is_that_of_the_counts(tmp_path):
     record = read_run(write_run(tmp_path, "vit", 0, [10.0, 31.0, 20.0]))
     assert record.best["epoch"] == 1
-    assert record.say(record.best) == "31.00 % (62/200)"
+    assert record.headline.say(record.best) == "31.00 % (62/200)"
     assert read_run(write_run(tmp_path, "new", 0, [], epochs=2)).best is None
 
 

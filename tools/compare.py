@@ -51,7 +51,7 @@ def _figures(run):
     final, summary, name = run.rows[-1] if run.rows else None, run.summary or {}, run.headline.column
 
     def evaluation(row):
-        return run.say(row) + (f", epoch {row['epoch'] + 1}" if "epoch" in row else "")
+        return run.headline.say(row) + (f", epoch {row['epoch'] + 1}" if "epoch" in row else "")
 
     def points(before, after):
         return f"{after[name] - before[name]:+.2f} points"

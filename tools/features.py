@@ -39,9 +39,9 @@ from sklearn.preprocessing import StandardScaler
 from data.samplers import stratified_split
 from tasks.classification import counts
 from tools.shared.command import EXITS, command, parser
-from tools.shared.inputs import PARTS, Batches, add_options, choose_part, console, dataset_parts, named_images
+from tools.shared.inputs import PARTS, add_options, console
 from tools.shared.results import result_path, write_whole
-from tools.shared.trained import load_model
+from tools.shared.trained import asked_for
 from utils.errors import ConfigError, DataError
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C, the inverse of the L2 penalty
@@ -141,14 +141,7 @@ PROBES = {"linear": linear, "knn": knn}
 def main(argv):
     """The whole command; raises RunError. Returns the exit code."""
     given, log = parse(argv), console()
-    loaded = load_model(given.checkpoint, given.device, given.weights)
-    strict = given.strict or not given.images
-    if given.images:
-        chosen = [named_images(given.images, log, loaded.class_names)]
-    else:
-        parts = dataset_parts(loaded, given.data_path, log)
-        chosen = [choose_part(parts, name) for name in given.part or ("train", given.on)]
-    batches = [Batches(loaded, images, given.batch_size, given.workers, strict, log) for images in chosen]
+    loaded, batches = asked_for(given, given.part or ("train", given.on), log)
     if given.probe:
         train, held = (embed(loaded, part) for part in batches)
         predicted, how = PROBES[given.probe](train["features"], train["labels"], held["features"])

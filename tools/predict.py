@@ -21,9 +21,9 @@ from pathlib import Path
 
 from tasks.classification import describe
 from tools.shared.command import EXITS, command, parser, positive
-from tools.shared.inputs import Batches, add_options, choose_part, console, dataset_parts, named_images
+from tools.shared.inputs import add_options, console
 from tools.shared.results import deliver, result_path
-from tools.shared.trained import load_model, predict
+from tools.shared.trained import asked_for, predict
 from utils.errors import ConfigError, DataError
 
 CELL = 24  # characters of a class name in the table
@@ -123,20 +123,15 @@ FORMATS = {"table": as_table, "csv": as_csv, "json": lambda document: json.dumps
 def main(argv):
     """The whole prediction; raises RunError. Returns the exit code."""
     given, log = parse(argv), console()
-    loaded = load_model(given.checkpoint, given.device, given.weights)
     part = "val" if given.val else "test"
-    if given.images:
-        images = named_images(given.images, log)
-    else:
-        images = choose_part(dataset_parts(loaded, given.data_path, log), part)
-    batches = Batches(loaded, images, given.batch_size, given.workers, given.strict or not given.images, log)
+    loaded, (batches,) = asked_for(given, [part], log)
     predictions = predict(loaded, batches)
     result = None if given.images else predictions.result
     document = as_document(loaded, predictions, result, batches.unreadable, given.top)
     deliver(FORMATS[given.format](document), given.output)
     log.info(f"{len(predictions.labels)} images classified" if result is None else f"{part}: {describe(result)}")
     if batches.unreadable:
-        log.warning(f"{len(batches.unreadable)} of {len(images)} images could not be read and are left out")
+        log.warning(f"{len(batches.unreadable)} of {len(batches.images)} images could not be read and are left out")
         return DataError.exit_code
     return 0
 

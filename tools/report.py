@@ -128,14 +128,14 @@ def group_section(group, number, options):
 
 def runs_table(group):
     """One row per run."""
-    name = group.runs[0].headline.column
+    name, say = group.runs[0].headline.column, group.runs[0].headline.say
     header = ("run", "seed", "state", "epochs", f"final {name}", f"best {name}", "time", "img/s", "folder")
     rows = []
     for run in group.runs:
         state = "finished" if run.finished else f"not finished ({(run.exit or {}).get('class', 'running or killed')})"
         final, best, rate = NOTHING, NOTHING, NOTHING
         if run.rows:
-            final, best = run.say(run.rows[-1]), f"{run.say(run.best)}, epoch {run.best['epoch'] + 1}"
+            final, best = say(run.rows[-1]), f"{say(run.best)}, epoch {run.best['epoch'] + 1}"
             rate = f"{statistics.mean(row['img_per_s'] for row in run.rows):,.0f}"
         epochs = f"{len(run.rows)} of {run.config['TRAIN']['EPOCHS']}"
         seconds = run.summary["seconds"] if run.summary else sum(row["seconds"] for row in run.rows)

@@ -1,9 +1,12 @@
 """What the recipe makes of it: the learning rate over the run as a line of bars, and the images as a picture."""
 
+from functools import partial
+
 import torch
 
 from data import HostBatch
 from tools.check.subject import failed, ok, spread, stack, warning
+from tools.shared.behaviour import shortened
 from tools.shared.figures import new_figure, save
 
 WIDTH = 60  # columns of the plot of the learning rate
@@ -12,7 +15,7 @@ COLUMNS = 8  # images beside each other
 NAME = "examples.png"
 MIXED_ROWS = 2  # steps of the run whose draws are shown: the first ones that mix visibly
 FIRST_STEPS, VISIBLE = 40, 0.9  # steps that are tried; the largest share of a class in a visible mixture
-LONGEST = 16  # characters of a class name
+short = partial(shortened, length=16, mark="..")  # class names under an image
 
 
 def check_schedule(subject):
@@ -88,11 +91,6 @@ def restored(images, info):
     """Normalised (B, 3, H, W) -> pixels (B, H, W, 3) in 0..1."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (info.mean, info.std))
     return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-
-
-def short(name):
-    """A class name that fits under an image."""
-    return name if len(name) <= LONGEST else name[: LONGEST - 2] + ".."
 
 
 def draw(rows, path):

@@ -70,9 +70,9 @@ def confusion_figure(predictions, title=None):
     return figure
 
 
-def shortened(name):
-    """A class name of at most NAME_LENGTH characters."""
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+def shortened(name, length=NAME_LENGTH, mark="…"):
+    """A class name of at most so many characters; `mark` stands for what is left out."""
+    return name if len(name) <= length else name[: length - len(mark)] + mark
 
 
 def example_image(predictions, position):

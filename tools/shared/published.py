@@ -17,6 +17,14 @@ SWITCHES = {  # features of the tables -> configuration key
 EXTRAS = ("MODEL.SHORTCUT.TIED", "MODEL.SHORTCUT.LEARNED_SCALE")  # of the shortcut, not in the papers
 BARE = {"ls": False, "th": False, "pe": False}
 FULL = {"ls": True, "th": True, "pe": True}
+LOCALITY_TABLES = {  # in their order -> function of a row: what tells its model apart besides the usual
+    "table1_vit": lambda row: {"pe": row["pe"]},
+    "table2_vit_tiny_kernels": lambda row: {"type": "vit_tiny", "pe": row["dw"] == "identity"},
+    "table3_cait": lambda row: FULL if row["ls_th_pe"] else BARE,
+    "table4_cait_span": lambda row: {"dw": [3], "span": row["span"], **BARE},
+    "table5_swin_tiny": lambda row: {"type": "swin_tiny", "shift": row["shift"]},
+    "table6_imagenet": lambda row: {**FULL, "ls": not row["dw"]} if "cait" in row["model"] else {"shift": True},
+}
 
 
 @dataclass(frozen=True)
@@ -54,31 +62,16 @@ def read_tables():
 def rows():
     """(source, row) of every published classification result; row['features'] tell its model apart."""
     tables = read_tables()
-    for row in tables["table1_vit"]:
-        yield _of_locality(1, row, pe=row["pe"])
-    for row in tables["table2_vit_tiny_kernels"]:
-        identity = row["dw"] == "identity"
-        yield _of_locality(2, row, type="vit_tiny", dw=["identity"] if identity else row["dw"], pe=identity)
-    for row in tables["table3_cait"]:
-        yield _of_locality(3, row, **(FULL if row["ls_th_pe"] else BARE))
-    for row in tables["table4_cait_span"]:
-        yield _of_locality(4, row, dw=[3], span=row["span"], **BARE)
-    for row in tables["table5_swin_tiny"]:
-        yield _of_locality(5, row, type="swin_tiny", shift=row["shift"])
-    for row in tables["table6_imagenet"]:
-        parts = {**FULL, "ls": not row["dw"]} if row["model"].startswith("cait") else {"shift": True}
-        yield _of_locality(6, row, **parts)
+    for number, (table, features) in enumerate(LOCALITY_TABLES.items(), start=1):
+        for row in tables[table]:
+            dw = ["identity"] if row.get("dw") == "identity" else row.get("dw")
+            usual = {"type": row.get("model"), "dw": dw, "span": 1, "size": 224}
+            yield f"{LOCALITY}, table {number}", {**row, "features": {**usual, **features(row)}}
     plain = (("cvt", "arXiv 2103.15808"), ("dwnet", "arXiv 2106.04263"), ("swin_code", "Swin-Transformer's code"))
     for table, source in plain:
         for row in tables[table]:
             features = {"type": row["model"], "dw": [], "size": row.get("image_size", 224)}
             yield source, {**row, "features": features}
-
-
-def _of_locality(table, row, **features):
-    """(source, row) of a table of arXiv 2407.19394."""
-    usual = {"type": row.get("model"), "dw": row.get("dw"), "span": 1, "size": 224}
-    return f"{LOCALITY}, table {table}", {**row, "features": {**usual, **features}}
 
 
 def recipe_differences(config, column, source, processes):

@@ -60,10 +60,6 @@ class RunRecord:
         """The Headline of its task."""
         return tasks.find(self.config["TASK"]).headline
 
-    def say(self, row):
-        """The headline of an epoch or evaluation in words: `84.12 % (8412/10000)`."""
-        return self.headline.say(row)
-
     @cached_property
     def origins(self):
         """`{'TRAIN.EPOCHS': 'configs/a.yaml:12'}`: where each value of the configuration came from."""

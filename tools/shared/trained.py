@@ -16,7 +16,7 @@ from engine.resume import choose_weights
 from models.weights.pretrained import load_exact
 from tasks.backbone import build_model
 from tasks.classification import figures, hits
-from tools.shared.inputs import UNKNOWN, Batches, choose_part, dataset_parts
+from tools.shared.inputs import UNKNOWN, Batches, choose_part, dataset_parts, named_images
 from tools.shared.runs import read_run
 from utils import checkpoint
 from utils.amp import amp_dtype, autocast
@@ -141,6 +141,18 @@ class Predictions:
     def result(self):
         """The figures, counted as main.py --eval does; every image must have a class."""
         return figures(*hits(self.logits, self.labels), len(self.labels), float(self.losses.double().mean()))
+
+
+def asked_for(given, parts, log):
+    """(LoadedModel, [Batches]) of a command line: the images that it names, else these parts of the run's data."""
+    loaded = load_model(given.checkpoint, given.device, given.weights)
+    if given.images:
+        chosen = [named_images(given.images, log, loaded.class_names)]
+    else:
+        known = dataset_parts(loaded, given.data_path, log)
+        chosen = [choose_part(known, name) for name in parts]
+    strict = given.strict or not given.images
+    return loaded, [Batches(loaded, images, given.batch_size, given.workers, strict, log) for images in chosen]
 
 
 def predict(loaded, batches):

@@ -85,16 +85,15 @@ def main(argv):
     check_options(options)
     from tools.sweep import train  # imports torch: not for --help and wrong flags
     from tools.sweep.dry_run import dry_run
-    from tools.sweep.plan import check_folders, check_models, on_gpu, plan
 
     grid = read_grid(options.grid)
     folder = Path(options.output) / grid.name
     seeds = options.seeds or grid.seeds
-    runs = plan(grid, seeds, folder, data_paths(options.data_path), options.opts)
+    runs = train.plan(grid, seeds, folder, data_paths(options.data_path), options.opts)
     if options.gpus:
-        runs = [on_gpu(run) for run in runs]
-    check_models(runs)
-    check_folders(runs)
+        runs = [train.on_gpu(run) for run in runs]
+    train.check_models(runs)
+    train.check_folders(runs)
     if options.dry_run:
         return dry_run(runs, len(train.slots(options.gpus, options.jobs)))
     with train.locked(folder):

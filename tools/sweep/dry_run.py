@@ -9,7 +9,7 @@ from logger import duration
 from tools.check.cost import epoch_seconds, measure, seconds_to_prepare
 from tools.check.subject import Subject
 from tools.shared.steps import changed
-from tools.sweep.plan import CLASSES, parameters
+from tools.sweep.train import CLASSES, parameters
 from utils.distributed import choose_device
 from utils.errors import MissingError
 
