@@ -137,13 +137,11 @@ def mean_of(states):
 
 
 class Jury:
-    """Counts what state dicts get right. `names` says which images 'choose' (with --greedy only) and 'report' are.
-
-    passed: how many training images the last recomputed statistics of BatchNorm saw.
-    """
+    """Counts what state dicts get right. `names`: which images 'choose' (with --greedy only) and which 'report'."""
 
     def __init__(self, ingredients, given, log):
-        first, self.given, self.log, self.passed = ingredients[0], given, log, 0
+        first, self.given, self.log = ingredients[0], given, log
+        self.passed = 0  # training images that the last recomputed statistics of BatchNorm saw
         for other in ingredients[1:]:  # one set of images judges them all
             for key in ("DATASET", "VAL_SPLIT"):
                 one, two = (part.config["DATA"][key] for part in (first, other))

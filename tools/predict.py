@@ -51,10 +51,7 @@ def parse(argv):
 
 
 def as_document(loaded, predictions, result, unreadable, top):
-    """What JSON holds and the other formats show: model, predictions, images that could not be read.
-
-    result: the exact counts of a dataset, whose images have labels; else None.
-    """
+    """What JSON holds and the other formats show. result: the exact counts of images that have labels, else None."""
     names, top = loaded.class_names, min(top, len(loaded.class_names))
     rows = []
     for place, odds, classes in zip(range(len(predictions.labels)), *predictions.probabilities.topk(top), strict=True):

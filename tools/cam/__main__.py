@@ -143,10 +143,7 @@ def wrapped(text, width):
 
 @styled
 def maps_figure(names, columns, label, limits):
-    """Image, then its map by each column; one colour bar for all.
-
-    names: a text below each image. label, limits: of the colour bar, (least, greatest) value.
-    """
+    """Each image, its name below, its map by each column; one colour bar, `label`, for limits (least, greatest)."""
     across = ACROSS if len(names) > 3 else 1
     rows, width = -(-len(names) // across), 1 + len(columns)
     below = 1 + max(wrapped(text, CAPTION).count("\n") for column in columns for text in column.captions)
@@ -182,10 +179,7 @@ def lay_over(axes, picture, found, limits):
 
 @styled
 def responses_figure(names, columns, footnote=""):
-    """For each image its picture, and for each column a band of blocks: outputs, and below them the shortcuts.
-
-    The two maps of a block share one colour scale, the bar below them.
-    """
+    """Each image, and for each column a band of blocks: outputs, and shortcuts below them on the same colour scale."""
     blocks = max(len(column.maps) for column in columns)
     rows = [1 + any(response.shortcut is not None for response in column.maps) for column in columns]
     heights = [1.4 * count + 1.2 for count in rows]  # inches

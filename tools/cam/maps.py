@@ -54,10 +54,7 @@ def token_map(tokens, stage):
 
 @contextmanager
 def recorded(modules):
-    """A dict that gets {module: (arguments that are tensors, first output)} as the model runs inside the block.
-
-    They are copies, so that later layers may work in place.
-    """
+    """A dict that gets {module: (tensor arguments, first output)}, as copies, when the model runs inside the block."""
     seen = {}
 
     def note(module, args, out):
@@ -130,10 +127,7 @@ class Response:
 
 @torch.no_grad()
 def shortcut_responses(model, images):
-    """A Response for each shortcut, or for each block where there is none, input to output (eq. 7, arXiv 2407.19394).
-
-    Raises MismatchError as token_stages does.
-    """
+    """A Response for each shortcut, or each block without, input to output (eq. 7, arXiv 2407.19394); MismatchError."""
     groups = list(block_groups(model, token_stages(model, images)))
     with recorded([block for _, blocks, *_ in groups for block in (blocks[0], blocks[-1])]) as seen:
         model(images)

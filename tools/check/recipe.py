@@ -42,10 +42,7 @@ def check_schedule(subject):
 
 
 def check_examples(subject):
-    """Write the picture of what the model is shown: images as evaluated, augmented, and mixed, with their classes.
-
-    Images that are not finite, or all of one colour after augmentation, are a failure.
-    """
+    """Write the picture of images as evaluated, augmented and mixed; not finite, or all of one colour: a failure."""
     config, indices = subject.config, spread(len(subject.parts["train"]), COLUMNS)
     plain, labels = stack(subject.plain_samples(config), indices)
     augmented, targets = stack(subject.train_samples(config), [(0, index) for index in indices])

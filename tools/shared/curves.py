@@ -41,10 +41,7 @@ def choose_axis(name, groups):
 
 
 def mean_curve(group, key, values):
-    """(x, mean, standard deviation or None) over the epochs that all runs of the group have, each of shape (E,).
-
-    `values`: the function of choose_axis.
-    """
+    """(x, mean, deviation or None), each (E,), over the epochs that all runs have; `values`: of choose_axis."""
     shared = min(len(run.rows) for run in group.runs)
     xs = np.stack([values(run)[:shared] for run in group.runs])
     ys = np.stack([_column(run, key)[:shared] for run in group.runs])

@@ -27,10 +27,7 @@ class GivenTask(Classification):
 
 
 class Steps:
-    """A fresh training of `model` as the configuration says, advanced by hand with the caller's batches.
-
-    A group is a list of training batches of the task, one per accumulation.
-    """
+    """A fresh training of `model`, advanced by hand with groups of training batches, one batch per accumulation."""
 
     def __init__(self, config, world, task, model):
         self.world, self.task = world, task

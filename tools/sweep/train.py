@@ -199,10 +199,7 @@ def train(runs, folder, options):
 
 
 class Report:
-    """A line per run with its headline and the time that is left, failures at the end.
-
-    `places`: how many runs can be made at a time.
-    """
+    """A line per run with its headline and the time that is left, failures at the end; `places`: runs at a time."""
 
     def __init__(self, runs, places):
         self.runs = {run.name: run for run in runs}

@@ -206,10 +206,7 @@ def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
 
 
 def axes_of(rows, notes, by):
-    """Configuration keys that rows are meant to differ in: `by`, else the grids' axes, else the model's keys.
-
-    Raises ConfigError for a name in `by` that no configuration has.
-    """
+    """Keys that rows are meant to differ in: `by` (ConfigError if none has it), else the grids' or the model's."""
     keys = {key for row in rows for key in row.config}
     chosen = {name: {key for key in keys if f"{key}.".startswith(f"{name}.")} for name in by}
     for name, found in chosen.items():
@@ -273,10 +270,9 @@ def remark_on_gaps(row):
 
 
 def compare_with(rows, wanted, metric):
-    """Fill in differences to the baseline. `wanted`: a row's name, a label, or ROW=BASELINE words.
+    """Fill in differences to the baseline. `wanted`: a row's name, a label, or ROW=BASELINE words, else ConfigError.
 
     A label (kernels-none) gives every row the row that has this label and otherwise the same ones.
-    Raises ConfigError for a name that is none of these.
     """
     names = {row.name: row for row in rows}
     labels = {label for row in rows for label in row.labels.values()}
