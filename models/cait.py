@@ -64,29 +64,18 @@ class CaiT(Isotropic):
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.build_embedding(img_size, patch_size, in_chans, dim, pos_embed, drop_rate)
         self.describe_levels(dim, depth)
-        mixer = TalkingHeadsAttention if talking_heads else Attention
-        blocks = [
-            Block(
-                dim,
-                mixer(dim, heads, dim_head, attn_drop=attn_drop_rate, proj_drop=drop_rate),
-                mlp_dim,
-                drop=drop_rate,
-                drop_path=rate,
-                layer_scale=layer_scale_start(i) if layer_scale else None,
-            )
-            for i, rate in enumerate(drop_path_rates(drop_path_rate, depth), start=1)
-        ]
+        blocks, class_blocks = [], []
+        attention = TalkingHeadsAttention if talking_heads else Attention
+        for i, rate in enumerate(drop_path_rates(drop_path_rate, depth), start=1):
+            mixer = attention(dim, heads, dim_head, attn_drop=attn_drop_rate, proj_drop=drop_rate)
+            scale = layer_scale_start(i) if layer_scale else None
+            blocks.append(Block(dim, mixer, mlp_dim, drop=drop_rate, drop_path=rate, layer_scale=scale))
         self.stack = ShortcutStack(blocks, dim, use_checkpoint=use_checkpoint, **(shortcut or {}))
-        self.class_blocks = nn.ModuleList(
-            Block(
-                dim,
-                ClassAttention(dim, heads, dim_head, talking_heads, attn_drop_rate, drop_rate),
-                mlp_dim,
-                drop=drop_rate,
-                layer_scale=layer_scale_start(i) if layer_scale else None,
-            )
-            for i in range(1, class_depth + 1)
-        )
+        for i in range(1, class_depth + 1):
+            mixer = ClassAttention(dim, heads, dim_head, talking_heads, attn_drop_rate, drop_rate)
+            scale = layer_scale_start(i) if layer_scale else None
+            class_blocks.append(Block(dim, mixer, mlp_dim, drop=drop_rate, layer_scale=scale))
+        self.class_blocks = nn.ModuleList(class_blocks)
         self.norm = nn.LayerNorm(dim)
         self.head = self.build_head(num_classes)
         self.initialise(init)

@@ -47,6 +47,15 @@ def choice(name, value, allowed):
         raise ArgumentError(f"`{name}` {value!r}: must be one of {listing(allowed)}{nearest(value, allowed)}")
 
 
+def per_stage(depths, **lists):
+    """Each list must have one whole number >= 1 for each stage of `depths`."""
+    positive(depths=depths, **lists)
+    for name, values in lists.items():
+        if len(values) != len(depths):
+            stages = f"the {len(depths)} stages of `depths`"
+            raise ArgumentError(f"`{name}` {list(values)}: {len(values)} numbers for {stages}")
+
+
 def divides(dim, heads):
     """`heads` must divide `dim` channels."""
     if dim % heads:

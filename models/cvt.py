@@ -20,19 +20,12 @@ from models.layers import Block, drop_path_rates, hidden_width, to_image, to_tok
 from models.registry import register
 from models.shortcut import ShortcutStack
 
+NARROW = {"dims": (64, 192, 384), "heads": (1, 3, 6)}
+WIDE = {"dims": (192, 768, 1024), "heads": (3, 12, 16)}
 VARIANTS = {  # name: (sizes, where they stand)
-    "cvt_13": (
-        {"dims": (64, 192, 384), "depths": (1, 2, 10), "heads": (1, 3, 6)},
-        "arXiv 2103.15808, table 2 (CvT-13)",
-    ),
-    "cvt_21": (
-        {"dims": (64, 192, 384), "depths": (1, 4, 16), "heads": (1, 3, 6)},
-        "arXiv 2103.15808, table 2 (CvT-21)",
-    ),
-    "cvt_w24": (
-        {"dims": (192, 768, 1024), "depths": (2, 2, 20), "heads": (3, 12, 16)},
-        "arXiv 2103.15808, table 2 (CvT-W24)",
-    ),
+    "cvt_13": ({**NARROW, "depths": (1, 2, 10)}, "arXiv 2103.15808, table 2 (CvT-13)"),
+    "cvt_21": ({**NARROW, "depths": (1, 4, 16)}, "arXiv 2103.15808, table 2 (CvT-21)"),
+    "cvt_w24": ({**WIDE, "depths": (2, 2, 20)}, "arXiv 2103.15808, table 2 (CvT-W24)"),
 }
 
 
@@ -71,7 +64,7 @@ class CvT(Staged):
         use_checkpoint: bool = False,
     ):
         super().__init__()
-        _check(dims, depths, heads, patch_sizes, patch_strides)
+        checks.per_stage(depths, dims=dims, heads=heads, patch_sizes=patch_sizes, patch_strides=patch_strides)
         checks.positive(in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.num_features, self.in_chans = dims[-1], in_chans
@@ -79,20 +72,18 @@ class CvT(Staged):
         last = len(dims) - 1
         stages = []
         for s, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            checks.divides(dim, heads[s])
+            if patch_strides[s] > patch_sizes[s]:
+                problem = f"greater than its patch size {patch_sizes[s]}, pixels are lost"
+                raise ArgumentError(f"`patch_strides` {patch_strides[s]}: {problem}")
             embed = ConvEmbed(in_chans if s == 0 else dims[s - 1], dim, patch_sizes[s], patch_strides[s])
             prefix = int(s == last)
             drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
-            blocks = [
-                Block(
-                    dim,
-                    ConvAttention(dim, heads[s], prefix_tokens=prefix, qkv_bias=qkv_bias, **drops),
-                    hidden_width(dim, mlp_ratio),
-                    drop=drop_rate,
-                    drop_path=rate,
-                    activation=QuickGELU,
-                )
-                for rate in drop_path_rates(drop_path_rate if s == last else 0.0, depth)
-            ]
+            options = {"drop": drop_rate, "activation": QuickGELU}
+            blocks = []
+            for rate in drop_path_rates(drop_path_rate if s == last else 0.0, depth):
+                mixer = ConvAttention(dim, heads[s], prefix_tokens=prefix, qkv_bias=qkv_bias, **drops)
+                blocks.append(Block(dim, mixer, hidden_width(dim, mlp_ratio), drop_path=rate, **options))
             stack = ShortcutStack(blocks, dim, prefix_tokens=prefix, use_checkpoint=use_checkpoint, **(shortcut or {}))
             stages.append(Stage(patch_embed=embed, stack=stack))
         self.stages = nn.ModuleList(stages)
@@ -221,17 +212,3 @@ class ConvProjection(nn.Module):
     def forward(self, x):
         """(B, C, H, W) -> tokens (B, h*w, C)."""
         return to_tokens(self.bn(self.conv(x)))
-
-
-def _check(dims, depths, heads, patch_sizes, patch_strides):
-    given = {"dims": dims, "depths": depths, "heads": heads, "patch_sizes": patch_sizes, "patch_strides": patch_strides}
-    checks.positive(**given)
-    for name, values in given.items():
-        if len(values) != len(depths):
-            stages = f"the {len(depths)} stages of `depths`"
-            raise ArgumentError(f"`{name}` {list(values)}: {len(values)} numbers for {stages}")
-    for dim, number in zip(dims, heads, strict=True):
-        checks.divides(dim, number)
-    for size, stride in zip(patch_sizes, patch_strides, strict=True):
-        if stride > size:
-            raise ArgumentError(f"`patch_strides` {stride}: greater than its patch size {size}, pixels are lost")

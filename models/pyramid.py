@@ -10,7 +10,6 @@ from torch import nn
 
 from models import checks
 from models.base import Stage, Staged
-from models.checks import ArgumentError
 from models.layers import Block, drop_path_rates, hidden_width, pad_to_multiple
 from models.shortcut import ShortcutStack
 
@@ -82,7 +81,9 @@ class Pyramid(Staged):
         img_size, self.patch_size = checks.pair("img_size", img_size), checks.pair("patch_size", patch_size)
         widths = [dim * 2**s for s in range(len(depths))]
         if heads is not None:
-            check_heads(heads, widths)
+            checks.per_stage(depths, heads=heads)
+            for width, number in zip(widths, heads, strict=True):
+                checks.divides(width, number)
         check_fit(img_size, self.patch_size, len(depths), window_size)
         self.num_features, self.in_chans = widths[-1], in_chans
         options = {"norm_layer": nn.LayerNorm, "strict_img_size": False, "dynamic_img_pad": True}  # LayerNorm: eps 1e-5
@@ -183,13 +184,3 @@ def check_fit(img_size, patch_size, stages, window):
         windows = sorted(windows, key=lambda w: abs(w - window))[:3]
         hint = f"; or `window_size` {' or '.join(map(str, windows))}" if windows else ""
     checks.image_size(img_size, size_unit(patch_size, stages), problem, reach=window, hint=hint)
-
-
-def check_heads(heads, widths):
-    """Raise ArgumentError unless there is one number of heads for each stage and it divides the stage's channels."""
-    checks.positive(heads=heads)
-    if len(heads) != len(widths):
-        stages = f"the {len(widths)} stages of `depths`"
-        raise ArgumentError(f"`heads` {list(heads)}: {len(heads)} numbers for {stages}")
-    for width, number in zip(widths, heads, strict=True):
-        checks.divides(width, number)

@@ -3,12 +3,11 @@
 Features of the levels, pruning, new heads, input sizes, groups of parameters. Names and arguments are timm's.
 """
 
-from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from models import checks
 from models.checks import ArgumentError
-from models.layers import patch_grid, to_image
+from models.layers import to_image
 from models.shortcut import ShortcutStack
 
 
@@ -84,9 +83,11 @@ class TimmContract:
         self.cls_token = None
         self.unpooled_tokens, self.poolings = 0, ("avg", "")
 
-    def note_input_size(self, size):
-        """Remember the image size (H, W) that set_input_size was given, where timm looks for it."""
-        self._traits = {**getattr(self, "_traits", {}), "img_size": size}
+    def set_input_size(self, img_size):
+        """Make the model one for images of img_size (int or (H, W)); ArgumentError if such images do not fit."""
+        size = checks.pair("img_size", img_size)
+        self.adapt_to(size)
+        self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm looks for it
 
     def no_weight_decay(self):
         """Names of the parameters that timm's and Swin's recipes exempt from weight decay."""
@@ -97,85 +98,6 @@ class TimmContract:
         for module in self.modules():
             if isinstance(module, ShortcutStack):
                 module.use_checkpoint = enable
-
-
-class OneStack:
-    """The levels of models.base.Isotropic: blocks of `stack`."""
-
-    def describe_levels(self, dim, depth):
-        """Set `feature_info`, timm's list with a dict for each block."""
-        reduction = max(self.patch_size)
-        self.feature_info = [
-            {"num_chs": dim, "reduction": reduction, "module": f"stack.blocks.{i}"} for i in range(depth)
-        ]
-        self.final_levels = range(depth)
-
-    def count_levels(self):
-        """Blocks in the stack."""
-        return len(self.stack.blocks)
-
-    def keep_levels(self, count):
-        """Remove the blocks after the first `count`."""
-        self.stack.keep(count)
-
-    def set_input_size(self, img_size):
-        """Make the model one for images of img_size (int or (H, W)): its position embedding is interpolated."""
-        size = checks.pair("img_size", img_size)
-        grid = patch_grid(size, self.patch_size)
-        if self.pos_embed is not None:
-            self.pos_embed = nn.Parameter(
-                resample_abs_pos_embed(self.pos_embed.detach(), grid, self.grid, num_prefix_tokens=self.prefix_tokens),
-                requires_grad=self.pos_embed.requires_grad,
-            )
-        self.grid = grid
-        self.note_input_size(size)
-
-    def group_matcher(self, coarse=False):
-        """timm's patterns for learning rates by depth: embedding, then each block with its shortcut, then the rest."""
-        shortcuts = [(rf"^stack\.shortcuts\.{g}\.", (first,)) for g, first in enumerate(self.stack.first_blocks())]
-        return {
-            "stem": r"^cls_token|pos_embed|patch_embed",
-            "blocks": [*shortcuts, (r"^stack\.blocks\.(\d+)", None), (r"^norm", (99999,))],
-        }
-
-
-class Stages:
-    """The levels of models.base.Staged: `stages`. A subclass writes check_size(size): raise unless (H, W) fits."""
-
-    def describe_levels(self, dims, strides):
-        """Set `feature_info`, timm's list with a dict for each stage. strides: pixels per token of each stage."""
-        self.feature_info = [
-            {"num_chs": dim, "reduction": stride, "module": f"stages.{s}.stack"}
-            for s, (dim, stride) in enumerate(zip(dims, strides, strict=True))
-        ]
-        self.final_levels = (len(dims) - 1,)
-
-    def count_levels(self):
-        """Stages."""
-        return len(self.stages)
-
-    def keep_levels(self, count):
-        """Remove the stages after the first `count`."""
-        self.stages = self.stages[:count]
-
-    def set_input_size(self, img_size):
-        """Check that images of img_size (int or (H, W)) fit; nothing in the model depends on it."""
-        size = checks.pair("img_size", img_size)
-        self.check_size(size)
-        self.note_input_size(size)
-
-    def group_matcher(self, coarse=False):
-        """timm's patterns for learning rates by depth: the stem, then stages (coarse) or blocks with shortcuts."""
-        if coarse:
-            return {"stem": r"^patch_embed|stages\.0\.patch_embed", "blocks": r"^stages\.(\d+)"}
-        joints = [(rf"^stages\.{s}\.(?:patch_embed)\.", (s, 0)) for s in range(1, len(self.stages))]
-        joints += [(rf"^stages\.{s}\.downsample\.", (s + 1, 0)) for s in range(len(self.stages))]
-        joints += [(r"^cls_token", (len(self.stages) - 1, 0))]
-        for s, stage in enumerate(self.stages):
-            for g, first in enumerate(stage.stack.first_blocks()):
-                joints.append((rf"^stages\.{s}\.stack\.shortcuts\.{g}\.", (s, first)))
-        blocks = [(r"^stages\.(\d+)\.stack\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^patch_embed|stages\.0\.patch_embed", "blocks": joints + blocks}
 
 
 def level_indices(indices, count):

@@ -67,18 +67,10 @@ class ViT(Isotropic):
         self.global_pool = {"cls": "token", "mean": "avg"}[pool]
         self.build_embedding(img_size, patch_size, in_chans, dim, pos_embed, drop_rate)
         self.describe_levels(dim, depth)
-        drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
-        blocks = [
-            Block(
-                dim,
-                Attention(dim, heads, dim_head, qkv_bias=qkv_bias, **drops),
-                mlp_dim,
-                drop=drop_rate,
-                drop_path=rate,
-                norm_eps=norm_eps,
-            )
-            for rate in drop_path_rates(drop_path_rate, depth)
-        ]
+        blocks = []
+        for rate in drop_path_rates(drop_path_rate, depth):
+            mixer = Attention(dim, heads, dim_head, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=drop_rate)
+            blocks.append(Block(dim, mixer, mlp_dim, drop=drop_rate, drop_path=rate, norm_eps=norm_eps))
         self.stack = ShortcutStack(blocks, dim, prefix_tokens=1, use_checkpoint=use_checkpoint, **(shortcut or {}))
         self.norm = nn.LayerNorm(dim, norm_eps)
         self.head = self.build_head(num_classes)
