@@ -123,7 +123,7 @@ class TalkingHeadsAttention(Attention):
         self.mix_pre = nn.Parameter(torch.randn(heads, heads))
         self.mix_post = nn.Parameter(torch.randn(heads, heads))
 
-    def weigh(self, q, k, v):
+    def weigh(self, q, k, v, grid):
         """See Attention."""
         return talking_attention(q, k, v, self.mix_pre, self.mix_post, self.attn_drop if self.training else 0.0)
 

@@ -51,13 +51,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(heads * dim_head, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x, grid: tuple[int, int] | None = None):
-        """x: (B, N, C) -> (B, N, C); the grid does not matter here."""
+    def forward(self, x, grid: tuple[int, int]):
+        """x: (B, N, C) -> (B, N, C); grid: (H, W), which does not matter here."""
         batch, tokens, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d)
-        return self.proj_drop(self.proj(self.weigh(q, k, v).transpose(1, 2).flatten(2)))
+        q, k, v = self.project(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj_drop(self.proj(self.weigh(q, k, v, grid).transpose(1, 2).flatten(2)))
 
-    def weigh(self, q, k, v):
+    def project(self, x):
+        """x: (B, N, C) -> packed q, k, v (B, N, 3 * h * d)."""
+        return self.qkv(x)
+
+    def weigh(self, q, k, v, grid):
         """q, k, v: (B, h, N, d) -> (B, h, N, d): the values, weighted by softmax(q k^T / sqrt(d))."""
         return F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import nn
 
-from models.layers import pad_to_multiple
+from models.layers import Attention, pad_to_multiple
 
 
-class WindowMixer(nn.Module):
+class WindowMixer(Attention):
     """Self-attention inside (shifted) windows; a subclass writes `logits` and `bias_table`.
 
     grid: (H, W) the index and mask are prepared for; other grids are computed when they come. window: tokens per side,
@@ -23,19 +23,11 @@ class WindowMixer(nn.Module):
     or differ per window that one was 20 to 30 % slower in training (CPU, batch 8, all four stages of Swin-T).
     """
 
-    def __init__(self, dim, heads, *, grid, window, shift=0, qkv_bias=True, attn_drop=0.0, proj_drop=0.0):
-        super().__init__()
-        self.heads, self.grid, self.window, self.shift = heads, tuple(grid), window, shift
-        self.attn_drop = attn_drop
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+    def __init__(self, dim, heads, *, grid, window, shift=0, **attention):
+        super().__init__(dim, heads, dim // heads, **attention)
+        self.grid, self.window, self.shift = tuple(grid), window, shift
         self.register_buffer("index", relative_position_index(window), persistent=False)
         self.register_buffer("mask", shift_mask(self.grid, window, shift) if shift else None, persistent=False)
-
-    def project(self, x):
-        """x: (windows, w*w, C) -> packed q, k, v (windows, w*w, 3C)."""
-        return self.qkv(x)
 
     def logits(self, q, k):
         """q, k: (windows, h, w*w, d) -> (windows, h, w*w, w*w) before the bias."""
@@ -52,21 +44,14 @@ class WindowMixer(nn.Module):
         padded = x.shape[1], x.shape[2]
         if shift > 0:
             x = x.roll((-shift, -shift), (1, 2))
-        x = self._attend(to_windows(x, window), padded)
+        x = super().forward(to_windows(x, window), padded)
         x = from_windows(x, window, padded)
         if shift > 0:
             x = x.roll((shift, shift), (1, 2))
         return x[:, : grid[0], : grid[1]].flatten(1, 2)
 
-    def _attend(self, x, grid: tuple[int, int]):
-        """x: (B * windows, w*w, C) -> the same shape; grid: (H, W) that the windows tile."""
-        count, tokens, _ = x.shape
-        q, k, v = self.project(x).view(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        x = self._weigh(q, k, v, grid)
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
-
-    def _weigh(self, q, k, v, grid: tuple[int, int]):
-        """q, k, v: (B * windows, h, w*w, d) -> softmax(logits + bias and mask) v of the same shape."""
+    def weigh(self, q, k, v, grid: tuple[int, int]):
+        """q, k, v: (B * windows, h, w*w, d) -> softmax(logits + bias and mask) v; grid: (H, W) the windows tile."""
         bias = self.bias_table()[self.index.flatten()].unflatten(0, self.index.shape)
         bias = bias.permute(2, 0, 1).unsqueeze(0)  # (1, h, w*w, w*w)
         if self.shift > 0:

@@ -3,7 +3,7 @@
 python -m tools.timm_families [FAMILY ...]
 
 A family is a file of timm.models. One small model of each is built without values; its blocks are found as
-models.timm_models.shortcut finds them. Prints the Markdown table of docs/timm_models.md (minutes for all families).
+models.timm_models.blocks finds them. Prints the Markdown table of docs/timm_models.md (minutes for all families).
 """
 
 import argparse
