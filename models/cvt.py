@@ -185,20 +185,17 @@ class ConvAttention(nn.Module):
         """x: (B, P + H*W, C) with P class tokens -> the same shape; grid: (H, W)."""
         prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
         image = to_image(patches, grid)
-        q = self._heads(self.proj_q(self._join(prefix, self.conv_proj_q(image))))
-        k = self._heads(self.proj_k(self._join(prefix, self.conv_proj_k(image))))
-        v = self._heads(self.proj_v(self._join(prefix, self.conv_proj_v(image))))
+        q = self._heads(prefix, self.conv_proj_q(image), self.proj_q)
+        k = self._heads(prefix, self.conv_proj_k(image), self.proj_k)
+        v = self._heads(prefix, self.conv_proj_v(image), self.proj_v)
         drop = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
-    def _join(self, prefix, tokens):
-        """Tokens (B, N, C) with the class tokens in front."""
-        return torch.cat([prefix, tokens], dim=1) if self.prefix_tokens > 0 else tokens
-
-    def _heads(self, x):
-        """(B, P + N, C) -> (B, h, P + N, d)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    def _heads(self, prefix, tokens, linear):
+        """Class tokens (B, P, C) and tokens (B, N, C) -> (B, h, P + N, d)."""
+        x = torch.cat([prefix, tokens], dim=1) if self.prefix_tokens > 0 else tokens
+        return linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class ConvProjection(nn.Module):

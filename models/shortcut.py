@@ -106,18 +106,13 @@ class ShortcutStack(nn.Module):
         for i, (block, group) in enumerate(zip(self.blocks, self.ending, strict=True)):
             if i == stop:
                 break
-            x = self.stream(self.run(block, x, grid))
+            again = self.use_checkpoint and self.training  # recomputed in the backward pass
+            x = self.stream(recomputed(block, x, grid) if again else block(x, grid))
             if group >= 0:
                 x = x_in = self.shortcuts[group].add(x, x_in, grid, self.prefix_tokens)
             if i in wanted:
                 found.append(x)
         return x
-
-    def run(self, block, x, grid):
-        """One block, recomputed in the backward pass where that is asked for."""
-        if self.use_checkpoint and self.training:
-            return recomputed(block, x, grid)
-        return block(x, grid)
 
     def stream(self, x):
         """x in the type of the residual stream, where one is set and autocast is on."""

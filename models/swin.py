@@ -116,9 +116,7 @@ class SwinMLP(Pyramid):
     Arguments as Swin, without those of attention.
     """
 
-    def __init__(
-        self, *, heads: tuple | list = (4, 8, 16, 32), window_size: int = 7, shift: bool = True, **skeleton
-    ):
+    def __init__(self, *, heads: tuple | list = (4, 8, 16, 32), window_size: int = 7, shift: bool = True, **skeleton):
         def make_mixer(*, stage, index, dim, grid, drop):
             windows = window_and_shift(grid, window_size, shift and index % 2 == 1)
             return WindowMLP(dim, heads[stage], grid=grid, **windows)

@@ -130,16 +130,12 @@ class WindowMLP(nn.Module):
         if self.shift > 0:
             x = F.pad(x, (0, 0, before, after, before, after))
         padded = x.shape[1], x.shape[2]
-        x = from_windows(self._mix(to_windows(x, self.window)), self.window, padded)
+        x = to_windows(x, self.window).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B * windows, h, w*w, C/h)
+        x = self.spatial_mlp(x.flatten(1, 2)).unflatten(1, (self.heads, -1))
+        x = from_windows(x.transpose(1, 2).flatten(2), self.window, padded)
         if self.shift > 0:
             x = x[:, before:-after, before:-after]
         return x[:, : grid[0], : grid[1]].flatten(1, 2)
-
-    def _mix(self, x):
-        """x: (B * windows, w*w, C) -> the same shape."""
-        x = x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B * windows, h, w*w, C/h)
-        x = self.spatial_mlp(x.flatten(1, 2)).unflatten(1, (self.heads, -1))
-        return x.transpose(1, 2).flatten(2)
 
 
 def to_windows(x, window: int):

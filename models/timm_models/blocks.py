@@ -56,12 +56,8 @@ def find_sequences(module):
 
 def _open(container):
     members = list(container.children())
-    inner = [list(_open(m)) if _is_container(m) else list(find_sequences(m)) for m in members]
-    if any(inner):
-        for found in inner:
-            yield from found
-    else:
-        yield members
+    inner = [found for m in members for found in (_open(m) if _is_container(m) else find_sequences(m))]
+    return inner or [members]
 
 
 def _is_container(module):

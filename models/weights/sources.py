@@ -166,20 +166,6 @@ CAIT = Source(
     _repack,
 )
 
-_TIMM_RULES = (
-    (r"^(cls_token|pos_embed)$", r"\1"),
-    (r"^(patch_embed\.proj|norm|head)\.", r"\1."),
-    (r"^blocks\.(\d+)\.(norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.", r"stack.blocks.\1.\2."),
-)
-_REFUSED = (
-    (r"^(dist_token|head_dist\.)", "a distilled DeiT has two heads; use MODEL.TYPE timm/deit_..._distilled_..."),
-    (r"^reg_token", "register tokens"),
-    (r"^(fc_norm|attn_pool)\.", "another pooling than the class token"),
-    (r"\.(ls\d\.gamma|gamma_\d)$", "LayerScale (DeiT III, CaiT, BEiT)"),
-    (r"\.attn\.(q_norm|k_norm|q_bias|relative_position|rel_pos)", "another attention"),
-    (r"^norm_pre\.", "a norm before the blocks"),
-)
-
 
 def _timm_sizes(state_dict):
     dim, channels, patch = state_dict["patch_embed.proj.weight"].shape[:3]
@@ -203,10 +189,21 @@ def _timm_sizes(state_dict):
 TIMM_VIT = Source(
     "DeiT / timm ViT",
     (r"^blocks\.0\.attn\.qkv\.weight$", r"^patch_embed\.proj\.weight$", r"^cls_token$"),
-    _TIMM_RULES,
+    (
+        (r"^(cls_token|pos_embed)$", r"\1"),
+        (r"^(patch_embed\.proj|norm|head)\.", r"\1."),
+        (r"^blocks\.(\d+)\.(norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.", r"stack.blocks.\1.\2."),
+    ),
     ViT,
     _timm_sizes,
-    refused=_REFUSED,
+    refused=(
+        (r"^(dist_token|head_dist\.)", "a distilled DeiT has two heads; use MODEL.TYPE timm/deit_..._distilled_..."),
+        (r"^reg_token", "register tokens"),
+        (r"^(fc_norm|attn_pool)\.", "another pooling than the class token"),
+        (r"\.(ls\d\.gamma|gamma_\d)$", "LayerScale (DeiT III, CaiT, BEiT)"),
+        (r"\.attn\.(q_norm|k_norm|q_bias|relative_position|rel_pos)", "another attention"),
+        (r"^norm_pre\.", "a norm before the blocks"),
+    ),
 )
 
 _CVT_RULES = (
