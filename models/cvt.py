@@ -108,9 +108,10 @@ class CvT(Staged):
 
     def check_size(self, size):
         """Raise ArgumentError if images of this size (H, W) are too small to leave one token."""
-        least = 1
+        least = 1  # pixels in a row that leave one token
         for stage in reversed(self.stages):
-            least = stage.patch_embed.least_input(least)
+            conv = stage.patch_embed.proj
+            least = (least - 1) * conv.stride[0] + conv.kernel_size[0] - 2 * conv.padding[0]
 
         def problem(size):
             return f"smaller than {least}, so that no token is left" if min(size) < least else ""
@@ -149,11 +150,6 @@ class ConvEmbed(nn.Module):
         padding = (kernel - stride + 1) // 2
         self.proj = nn.Conv2d(in_chans, dim, kernel, stride=stride, padding=padding)
         self.norm = nn.LayerNorm(dim)
-
-    def least_input(self, tokens):
-        """Pixels that `tokens` tokens in a row need."""
-        kernel, stride, padding = self.proj.kernel_size[0], self.proj.stride[0], self.proj.padding[0]
-        return (tokens - 1) * stride + kernel - 2 * padding
 
     def forward(self, x):
         """(B, C, H, W) -> (tokens (B, h*w, D), (h, w))."""

@@ -49,7 +49,8 @@ def add(shortcut, residual, x, grid):
     """residual + s(x): see DWShortcut.add. Running statistics move as those of nn.BatchNorm2d."""
     norms, convs = shortcut.norms, shortcut.convs
     batch = norms[0].training or not norms[0].track_running_stats
-    sync = batch and over_ranks(norms[0])
+    joined = isinstance(norms[0], nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
+    sync = joined and norms[0].training and dist.get_world_size() > 1  # statistics of the batch of all ranks
     if batch and not sync and x.shape[0] * grid[0] * grid[1] == 1:
         raise ValueError("Expected more than 1 value per channel when training, got one token")  # as nn.BatchNorm2d
     largest = max(conv.kernel_size[0] for conv in convs)
@@ -73,12 +74,6 @@ def add(shortcut, residual, x, grid):
     if batch:
         move_running([norm for norm in norms if norm.track_running_stats], moments)
     return out
-
-
-def over_ranks(norm):
-    """Whether the batch statistics of a norm in training mode are those of all ranks."""
-    joined = isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
-    return joined and norm.training and dist.get_world_size() > 1
 
 
 def stacked(tensors):

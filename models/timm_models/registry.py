@@ -29,11 +29,8 @@ def default_sizes(variant):
 def timm_name(kind, variant):
     """For instance dw_swin_tiny_patch4_window7_224."""
     sizes = default_sizes(variant)
-    parts = [kind, variant]
-    parts += [
-        f"{part}{sizes[key]}" for key, part in (("patch_size", "patch"), ("window_size", "window")) if key in sizes
-    ]
-    return "_".join([*parts, str(sizes["img_size"])])
+    parts = [f"{part}{sizes[f'{part}_size']}" for part in ("patch", "window") if f"{part}_size" in sizes]
+    return "_".join([kind, variant, *parts, str(sizes["img_size"])])
 
 
 def default_cfg(variant):
