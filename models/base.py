@@ -95,8 +95,8 @@ class Isotropic(Backbone):
     prefix_tokens: class tokens that go through the blocks, before the patches.
     """
 
-    def build_embedding(self, img_size, patch_size, in_chans, dim, pos_embed, drop_rate):
-        """What `embed` needs, and the class token."""
+    def build_embedding(self, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate):
+        """What `embed` needs, the class token, and timm's `feature_info` with a dict for each block."""
         self.patch_size = checks.pair("patch_size", patch_size)
         self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
         self.num_features, self.in_chans = dim, in_chans
@@ -105,6 +105,9 @@ class Isotropic(Backbone):
         tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.randn(1, tokens, dim)) if pos_embed else None
         self.pos_drop = nn.Dropout(drop_rate)
+        level = {"num_chs": dim, "reduction": max(self.patch_size)}
+        self.feature_info = [{**level, "module": f"stack.blocks.{i}"} for i in range(depth)]
+        self.final_levels = range(depth)
 
     def embed(self, x):
         """(B, C, H, W) -> (tokens (B, P + N, D) with positions, (h, w))."""
@@ -135,14 +138,6 @@ class Isotropic(Backbone):
             nn.init.normal_(self.cls_token, std=1e-6)
             if self.pos_embed is not None:
                 trunc_normal_(self.pos_embed, std=0.02)
-
-    def describe_levels(self, dim, depth):
-        """Set `feature_info`, timm's list with a dict for each block."""
-        reduction = max(self.patch_size)
-        self.feature_info = [
-            {"num_chs": dim, "reduction": reduction, "module": f"stack.blocks.{i}"} for i in range(depth)
-        ]
-        self.final_levels = range(depth)
 
     def count_levels(self):
         """Blocks in the stack."""

@@ -62,8 +62,7 @@ class CaiT(Isotropic):
         dim_head, mlp_dim = block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio)
         checks.positive(class_depth=class_depth, in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        self.build_embedding(img_size, patch_size, in_chans, dim, pos_embed, drop_rate)
-        self.describe_levels(dim, depth)
+        self.build_embedding(img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate)
         blocks, class_blocks = [], []
         attention = TalkingHeadsAttention if talking_heads else Attention
         for i, rate in enumerate(drop_path_rates(drop_path_rate, depth), start=1):

@@ -22,7 +22,7 @@ class Variant:
 
 
 _VARIANTS = {}
-_FAMILIES = {}  # prefix of a name -> function(rest of the name, **kwargs)
+FAMILIES = {}  # prefix of a name -> function(rest of the name, **kwargs)
 
 
 def register(table):
@@ -34,16 +34,6 @@ def register(table):
                 raise ValueError(f"model variant {name!r} is registered twice")
             _VARIANTS[name] = Variant(constructor, sizes, source)
         return constructor
-
-    return enter
-
-
-def register_prefix(prefix):
-    """Function decorator: names that start with `prefix` are built by function(rest of the name, **kwargs)."""
-
-    def enter(function):
-        _FAMILIES[prefix] = function
-        return function
 
     return enter
 
@@ -80,7 +70,7 @@ def create(variant, **kwargs):
     Raises ArgumentError for an unknown variant, an unknown keyword, a wrong type, or sizes that do not fit together.
     """
     given = {name.lower(): value for name, value in kwargs.items()}
-    for prefix, family in _FAMILIES.items():
+    for prefix, family in FAMILIES.items():
         if variant.startswith(prefix):
             _check_shortcut(given.get("shortcut"))
             return family(variant.removeprefix(prefix), **given)

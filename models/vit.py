@@ -65,8 +65,7 @@ class ViT(Isotropic):
         checks.positive(in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.global_pool = {"cls": "token", "mean": "avg"}[pool]
-        self.build_embedding(img_size, patch_size, in_chans, dim, pos_embed, drop_rate)
-        self.describe_levels(dim, depth)
+        self.build_embedding(img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate)
         blocks = []
         for rate in drop_path_rates(drop_path_rate, depth):
             mixer = Attention(dim, heads, dim_head, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=drop_rate)

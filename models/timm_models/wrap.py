@@ -21,7 +21,7 @@ import torch
 
 from models import checks
 from models.checks import ArgumentError, among
-from models.registry import keywords_of, register_prefix
+from models.registry import FAMILIES, keywords_of
 from models.shortcut import DWShortcut, check_settings, recomputed
 from models.timm_models.blocks import IMAGE, TOKENS, find_stages, scaled_grid
 from utils.errors import MissingError, listing, nearest
@@ -31,7 +31,6 @@ RATES = ("drop_rate", "drop_path_rate")
 REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, IndexError)  # of timm's constructors
 
 
-@register_prefix("timm/")
 def create_timm(name, *, shortcut=None, init="paper", use_checkpoint=False, **kwargs):
     """The timm model `name` (with or without a pretrained tag) with shortcuts put around its blocks.
 
@@ -54,6 +53,9 @@ def create_timm(name, *, shortcut=None, init="paper", use_checkpoint=False, **kw
         except (AssertionError, AttributeError):
             raise ArgumentError(f"`use_checkpoint`: timm/{name} cannot recompute activations") from None
     return model
+
+
+FAMILIES["timm/"] = create_timm
 
 
 def check_name(name):
