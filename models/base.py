@@ -4,14 +4,14 @@ What timm's tools ask of every backbone beyond it is in models.timm_contract.
 """
 
 import torch
-from timm.layers import resample_abs_pos_embed, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import nn
 
 from models import checks
 from models.checks import ArgumentError
 from models.layers import PatchProjection, patch_grid
 from models.shortcut import ShortcutStack
-from models.timm_contract import TimmContract
+from models.timm_contract import OneStack, Stages, TimmContract
 
 INITIALISATIONS = ("paper", "timm")
 
@@ -89,7 +89,7 @@ class Backbone(TimmContract, nn.Module):
                 module.residual_type = dtype
 
 
-class Isotropic(Backbone):
+class Isotropic(OneStack, Backbone):
     """ViT and CaiT: one `stack` of blocks on one grid of patches.
 
     prefix_tokens: class tokens that go through the blocks, before the patches.
@@ -139,32 +139,6 @@ class Isotropic(Backbone):
             if self.pos_embed is not None:
                 trunc_normal_(self.pos_embed, std=0.02)
 
-    def count_levels(self):
-        """Blocks in the stack."""
-        return len(self.stack.blocks)
-
-    def keep_levels(self, count):
-        """Remove the blocks after the first `count`."""
-        self.stack.keep(count)
-
-    def adapt_to(self, size):
-        """Interpolate the position embedding to images of `size` (H, W)."""
-        grid = patch_grid(size, self.patch_size)
-        if self.pos_embed is not None:
-            self.pos_embed = nn.Parameter(
-                resample_abs_pos_embed(self.pos_embed.detach(), grid, self.grid, num_prefix_tokens=self.prefix_tokens),
-                requires_grad=self.pos_embed.requires_grad,
-            )
-        self.grid = grid
-
-    def group_matcher(self, coarse=False):
-        """timm's patterns for learning rates by depth: embedding, then each block with its shortcut, then the rest."""
-        shortcuts = [(rf"^stack\.shortcuts\.{g}\.", (first,)) for g, first in enumerate(self.stack.first_blocks())]
-        return {
-            "stem": r"^cls_token|pos_embed|patch_embed",
-            "blocks": [*shortcuts, (r"^stack\.blocks\.(\d+)", None), (r"^norm", (99999,))],
-        }
-
 
 class Stage(nn.Module):
     """The named parts of a stage: the ShortcutStack `stack`, and what leads into it or out of it."""
@@ -175,7 +149,7 @@ class Stage(nn.Module):
             setattr(self, name, part)
 
 
-class Staged(Backbone):
+class Staged(Stages, Backbone):
     """Pyramids: `stages` of blocks, each with a ShortcutStack `stack`, on coarser and coarser grids.
 
     A subclass writes forward_stages and check_size(size): raise ArgumentError unless images of size (H, W) fit.
@@ -193,36 +167,3 @@ class Staged(Backbone):
         """See Backbone; a level is a stage."""
         outputs = self.forward_stages(x, stop)
         return outputs[-1], [output for s, output in enumerate(outputs) if s in wanted]
-
-    def describe_levels(self, dims, strides):
-        """Set `feature_info`, timm's list with a dict for each stage. strides: pixels per token of each stage."""
-        self.feature_info = [
-            {"num_chs": dim, "reduction": stride, "module": f"stages.{s}.stack"}
-            for s, (dim, stride) in enumerate(zip(dims, strides, strict=True))
-        ]
-        self.final_levels = (len(dims) - 1,)
-
-    def count_levels(self):
-        """Stages."""
-        return len(self.stages)
-
-    def keep_levels(self, count):
-        """Remove the stages after the first `count`."""
-        self.stages = self.stages[:count]
-
-    def adapt_to(self, size):
-        """Check that images of `size` (H, W) fit; nothing in the model depends on it."""
-        self.check_size(size)
-
-    def group_matcher(self, coarse=False):
-        """timm's patterns for learning rates by depth: the stem, then stages (coarse) or blocks with shortcuts."""
-        if coarse:
-            return {"stem": r"^patch_embed|stages\.0\.patch_embed", "blocks": r"^stages\.(\d+)"}
-        joints = [(rf"^stages\.{s}\.(?:patch_embed)\.", (s, 0)) for s in range(1, len(self.stages))]
-        joints += [(rf"^stages\.{s}\.downsample\.", (s + 1, 0)) for s in range(len(self.stages))]
-        joints += [(r"^cls_token", (len(self.stages) - 1, 0))]
-        for s, stage in enumerate(self.stages):
-            for g, first in enumerate(stage.stack.first_blocks()):
-                joints.append((rf"^stages\.{s}\.stack\.shortcuts\.{g}\.", (s, first)))
-        blocks = [(r"^stages\.(\d+)\.stack\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^patch_embed|stages\.0\.patch_embed", "blocks": joints + blocks}

@@ -3,11 +3,12 @@
 Features of the levels, pruning, new heads, input sizes, groups of parameters. Names and arguments are timm's.
 """
 
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from models import checks
 from models.checks import ArgumentError
-from models.layers import to_image
+from models.layers import patch_grid, to_image
 from models.shortcut import ShortcutStack
 
 
@@ -98,6 +99,74 @@ class TimmContract:
         for module in self.modules():
             if isinstance(module, ShortcutStack):
                 module.use_checkpoint = enable
+
+
+class OneStack:
+    """The same for models.base.Isotropic: a level is a block."""
+
+    def count_levels(self):
+        """Blocks in the stack."""
+        return len(self.stack.blocks)
+
+    def keep_levels(self, count):
+        """Remove the blocks after the first `count`."""
+        self.stack.keep(count)
+
+    def adapt_to(self, size):
+        """Interpolate the position embedding to images of `size` (H, W)."""
+        grid = patch_grid(size, self.patch_size)
+        if self.pos_embed is not None:
+            self.pos_embed = nn.Parameter(
+                resample_abs_pos_embed(self.pos_embed.detach(), grid, self.grid, num_prefix_tokens=self.prefix_tokens),
+                requires_grad=self.pos_embed.requires_grad,
+            )
+        self.grid = grid
+
+    def group_matcher(self, coarse=False):
+        """timm's patterns for learning rates by depth: embedding, then each block with its shortcut, then the rest."""
+        shortcuts = [(rf"^stack\.shortcuts\.{g}\.", (first,)) for g, first in enumerate(self.stack.first_blocks())]
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": [*shortcuts, (r"^stack\.blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+
+class Stages:
+    """The same for models.base.Staged: a level is a stage."""
+
+    def describe_levels(self, dims, strides):
+        """Set `feature_info`, timm's list with a dict for each stage. strides: pixels per token of each stage."""
+        self.feature_info = [
+            {"num_chs": dim, "reduction": stride, "module": f"stages.{s}.stack"}
+            for s, (dim, stride) in enumerate(zip(dims, strides, strict=True))
+        ]
+        self.final_levels = (len(dims) - 1,)
+
+    def count_levels(self):
+        """Stages."""
+        return len(self.stages)
+
+    def keep_levels(self, count):
+        """Remove the stages after the first `count`."""
+        self.stages = self.stages[:count]
+
+    def adapt_to(self, size):
+        """Check that images of `size` (H, W) fit; nothing in the model depends on it."""
+        self.check_size(size)
+
+    def group_matcher(self, coarse=False):
+        """timm's patterns for learning rates by depth: the stem, then stages (coarse) or blocks with shortcuts."""
+        if coarse:
+            return {"stem": r"^patch_embed|stages\.0\.patch_embed", "blocks": r"^stages\.(\d+)"}
+        joints = [(rf"^stages\.{s}\.(?:patch_embed)\.", (s, 0)) for s in range(1, len(self.stages))]
+        joints += [(rf"^stages\.{s}\.downsample\.", (s + 1, 0)) for s in range(len(self.stages))]
+        joints += [(r"^cls_token", (len(self.stages) - 1, 0))]
+        for s, stage in enumerate(self.stages):
+            for g, first in enumerate(stage.stack.first_blocks()):
+                joints.append((rf"^stages\.{s}\.stack\.shortcuts\.{g}\.", (s, first)))
+        blocks = [(r"^stages\.(\d+)\.stack\.blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^patch_embed|stages\.0\.patch_embed", "blocks": joints + blocks}
+
 
 
 def level_indices(indices, count):
