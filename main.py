@@ -11,9 +11,9 @@ from engine import start
 def train(config, world, log, command, config_text):
     """The experiment: build everything, continue where the run folder stands, train, validate, save, summarise."""
     from engine.build import build, build_state  # torch: not for --help and wrong flags
-    from engine.epoch import train_one_epoch
     from engine.evaluate import evaluate
     from engine.run import Run
+    from engine.train import train_one_epoch
 
     task, model = build(config, world, log)
     state = build_state(config, world, task, model)

@@ -24,7 +24,7 @@ from optimizer import parameter_groups
 from tasks.backbone import build_model
 from tasks.classification.data import build_data, mixing_of
 from tools.shared.steps import GivenTask, Steps
-from utils.amp import amp_dtype, autocast, set_float32_products
+from utils.amp import amp_dtype, set_float32_products
 from utils.distributed import World
 from utils.seed import seed_all
 
@@ -159,7 +159,7 @@ def original_step(config, classes, device, batches):
 
     def step():
         images, targets = mixing(next(batches), (0, next(calls)), device)
-        with autocast(device, half), sdpa_kernel([SDPBackend.MATH]):
+        with torch.autocast(device.type, half, enabled=half is not None), sdpa_kernel([SDPBackend.MATH]):
             loss = mixing.criterion(model(images), targets)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
@@ -189,7 +189,7 @@ def timm_step(config, classes, device, batches, compiled):
 
     def step():
         images, targets = mixup(*finished(next(batches), device))
-        with autocast(device, dtype):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
             loss = criterion(runner(images), targets)
         optimizer.zero_grad()
         loss.backward()

@@ -2,8 +2,7 @@
 
 from data.base import ImageDataset
 from data.datasets import Request, create, list_datasets
-from data.loaders import HostBatch
-from data.mixing import Mixing
+from data.mixing import HostBatch, Mixing
 from data.pipelines import check_classes, facts_of, split, worker_count
 from data.workers import worker_failure
 

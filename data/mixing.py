@@ -68,6 +68,27 @@ class MixPlan:
         return torch.where(inside[:, None], partner, images * weight + partner * (1 - weight))
 
 
+class HostBatch:
+    """A training batch that workers made ready: `images` float (B, 3, H, W) and `labels` int64 (B,), on the CPU.
+
+    Every batch of a training loader has `labels`, `shape` (B, 3, H, W), a length and `finish`.
+    """
+
+    def __init__(self, images, labels):
+        self.images, self.labels, self.shape = images, labels, images.shape
+
+    def __len__(self):
+        return len(self.labels)
+
+    def finish(self, plan=None, device="cpu", dtype=torch.float32):
+        """Images (B, 3, H, W) on `device`, mixed by the MixPlan `plan`, then rounded to `dtype`.
+
+        They may be this batch's own, which are not to be changed: a refused step is made again from the same batch.
+        """
+        images = self.images.to(device, non_blocking=True)
+        return (images if plan is None else plan.mix(images)).to(dtype)
+
+
 class PlanningMixup(Mixup):
     """timm's Mixup with its random numbers drawn, in the same order, apart from being applied.
 

@@ -1,1 +1,1 @@
-"""What any task needs to be trained, evaluated, stopped and continued; one step is read in step.py and sync.py."""
+"""What any task needs to be trained, evaluated, stopped and continued: a step is read in train.py and sync.py."""

@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import tasks
-from engine.epoch import steps_per_epoch
-from engine.step import StepSettings, TrainState
 from engine.sync import RunningStatistics, StepSync
+from engine.train import StepSettings, TrainState, steps_per_epoch
 from lr_scheduler import build_scheduler
 from models.weights.pretrained import load_pretrained
 from optimizer import build_optimizer

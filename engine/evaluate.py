@@ -3,11 +3,10 @@
 import torch
 
 from engine.build import build, build_settings, compiled
-from engine.failures import next_batch
 from engine.resume import load_for_evaluation
-from utils.amp import autocast
+from engine.sync import Wishes, next_batch
 from utils.errors import Interrupted
-from utils.signals import STOP_SIGNALS, StopSignals, Wishes
+from utils.signals import STOP_SIGNALS, StopSignals
 
 
 @torch.inference_mode()
@@ -32,7 +31,7 @@ def evaluate(task, loader, model, settings, stop, runner=None):
             continue  # this rank's share is a batch shorter than another's
         size = task.size(batch)
         whole, seen = whole or size, seen + size
-        with autocast(world.device, settings.amp_dtype):
+        with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):
             meter.add(runner if runner is not None and size == whole else model, batch)
     (total,) = world.sum([seen])
     if total != loader.size:

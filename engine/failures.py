@@ -4,19 +4,10 @@ import json
 
 from data.workers import worker_failure
 from utils import errors
-from utils.errors import HangError, RunError
+from utils.errors import HangError
 
 KEY = "failure"
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
-
-
-def next_batch(batches):
-    """The next item of an iterator; errors from it concern this rank alone, so that this rank prints them."""
-    try:
-        return next(batches)
-    except RunError as error:
-        error.everywhere = False
-        raise error from None
 
 
 def tell(error, world):

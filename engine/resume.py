@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from config import changes_results, completed, difference, to_plain
-from engine.step import Progress
+from engine.train import Progress
 from models.weights.pretrained import load_exact, read_weights
 from utils import checkpoint
 from utils.errors import MismatchError, OutputError

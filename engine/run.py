@@ -4,10 +4,11 @@ import time
 
 from engine import resume
 from engine.build import build_settings, global_batch
-from engine.epoch import steps_per_epoch
 from engine.evaluate import evaluate
 from engine.failures import explain
 from engine.summary import draw_curves, environment, summary
+from engine.sync import Wishes
+from engine.train import steps_per_epoch
 from models.weights.pretrained import load_exact
 from optimizer import describe_groups
 from utils import checkpoint
@@ -15,7 +16,7 @@ from utils.errors import Interrupted, RunError
 from utils.files import temporary_files
 from utils.flops import count_macs
 from utils.run_folder import RunFolder
-from utils.signals import StopSignals, Wishes
+from utils.signals import StopSignals
 
 
 class Run:

@@ -1,8 +1,39 @@
 """What all ranks agree on once per step, in one small collective: losses, wishes to stop, BatchNorm statistics."""
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from utils.errors import RunError
+from utils.signals import STOP_SIGNALS
+
+
+class Wishes(NamedTuple):
+    """What somebody asks of a run from outside: to stop (the signal's name), to save a checkpoint."""
+
+    stop: str | None = None
+    save: bool = False
+
+    def flags(self):
+        """The wishes as a list of floats, which ranks add up to agree."""
+        return [*(float(self.stop == name) for name in STOP_SIGNALS), float(self.save)]
+
+    @classmethod
+    def from_flags(cls, flags):
+        """The inverse of `flags` after summing: what any rank wished; of several signals the first."""
+        *stops, save = flags
+        return cls(next((name for name, flag in zip(STOP_SIGNALS, stops, strict=True) if flag), None), bool(save))
+
+
+def next_batch(batches):
+    """The next item of an iterator; errors from it concern this rank alone, so that this rank prints them."""
+    try:
+        return next(batches)
+    except RunError as error:
+        error.everywhere = False
+        raise error from None
 
 
 class RunningStatistics:

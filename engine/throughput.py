@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import torch
 
 from engine.build import build, build_settings, build_state
-from engine.step import train_step
-from utils.amp import autocast
-from utils.signals import Wishes
+from engine.sync import Wishes
+from engine.train import train_step
 
 WARMUP, BLOCKS, BLOCK_SECONDS = 3, 5, 1.0
 
@@ -61,7 +60,7 @@ def measure(config, world, log):
 
     @torch.inference_mode()
     def forward():
-        with autocast(world.device, settings.amp_dtype):
+        with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):
             state.eval_runner(inputs[0])
 
     ready = SimpleNamespace(inputs=lambda *_: inputs)  # a task whose inputs are there already: the model's part is left

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from engine import step as stepping
+from engine import train as stepping
 
 
 def rank():

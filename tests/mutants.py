@@ -57,7 +57,7 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
     "data/mixing.py": (
         "test_data_mixing.py",
         {
-            "mixing forgets to smooth": ("classes, share, smoothing)", "classes, share, 0.0)"),
+            "mixing forgets to smooth": ("share, self.smoothing)", "share, 0.0)"),
             "mixing forgets its key": ("with seeded(*key):", "with seeded(0):"),
             "a pair in two shares": ("[values, values[::-1]]", "[values, values]"),
             "targets ignore the box": (
@@ -90,14 +90,14 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
             ),
             "groups end a block early": ("(i + 1) % span == 0", "(i + 2) % span == 0"),
             "learned scale unused": ("else result * self.scale", "else result"),
-            "never recomputed": ("if self.use_checkpoint and self.training:", "if False:"),
+            "never recomputed": ("again = self.use_checkpoint and self.training", "again = False"),
         },
     ),
     "data/loaders.py": (
         "test_data_loaders.py",
         {"a resumed epoch reads from its start": ("batches(epoch, start), where", "batches(epoch), where")},
     ),
-    "engine/step.py": (
+    "engine/train.py": (
         "test_engine.py test_tasks.py",
         {
             "accumulated losses add up": ("loss = loss / len(group)", "loss = loss / 1"),
@@ -117,11 +117,6 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
             "sums of the last epoch stay": ("self.loss_sum, self.loss_count, self.part", "_, _, self.part"),
             "partial losses not averaged": ("part.detach() / len(group)", "part.detach()"),
             "ranks drop the same": ('"step", *place, world.rank', '"step", *place'),
-        },
-    ),
-    "engine/epoch.py": (
-        "test_engine.py test_tasks.py",
-        {
             "the last short group is lost": ("-(-batches // accumulation)", "batches // accumulation"),
             "goes on at another batch": ("start=first * settings.accumulation", "start=first"),
             "a wish to save is forgotten": ("self.save or record.wishes.save", "False"),

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine.step import StepSettings, micro_losses
+from engine.train import StepSettings, micro_losses
 from tasks.classification import Classification
 from tests.launch import run, run_here
 from tests.tiny import arguments, differences, final_state, write_config

@@ -9,17 +9,24 @@ from torch import nn
 
 from config import default_config
 from data import HostBatch, Mixing
-from engine.epoch import EpochMonitor, steps_per_epoch, train_one_epoch
 from engine.evaluate import evaluate
 from engine.run import Run
-from engine.step import Progress, StepRecord, StepSettings, TrainState, micro_losses
-from engine.sync import RunningStatistics, StepSync
+from engine.sync import RunningStatistics, StepSync, Wishes
+from engine.train import (
+    EpochMonitor,
+    Progress,
+    StepRecord,
+    StepSettings,
+    TrainState,
+    micro_losses,
+    steps_per_epoch,
+    train_one_epoch,
+)
 from lr_scheduler import Schedule
 from tasks.classification import Accuracy, Learner
 from tools.shared.steps import GivenTask
 from utils.distributed import World
 from utils.errors import NonFiniteError
-from utils.signals import Wishes
 
 CPU = torch.device("cpu")
 WORLD = World(CPU)

@@ -8,12 +8,12 @@ import torch
 from config import load_config
 from data import HostBatch, Mixing
 from engine.build import build_settings, build_state
-from engine.step import train_step
+from engine.sync import Wishes
+from engine.train import train_step
 from tests.small import small
 from tests.tiny import write_config
 from tools.shared.steps import GivenTask
 from utils.distributed import World
-from utils.signals import Wishes
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

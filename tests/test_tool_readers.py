@@ -7,7 +7,7 @@ import torch
 
 from config import difference, flat
 from engine.evaluate import evaluate
-from engine.step import StepSettings
+from engine.train import StepSettings
 from tests import tiny
 from tests.launch import run
 from tests.run_folders import write_run

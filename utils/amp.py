@@ -1,7 +1,5 @@
 """Which number format the forward pass runs in."""
 
-import contextlib
-
 import torch
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None}
@@ -20,11 +18,6 @@ def amp_dtype(enabled, name, device):
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def autocast(device, dtype):
-    """The autocast context for `dtype`, or none."""
-    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
 
 def set_float32_products(tf32, device):

@@ -2,27 +2,9 @@
 
 import signal
 import threading
-from typing import NamedTuple
 
 # name -> exit code; 75 tells a scheduler that the run was preempted, is saved and can be started again
 STOP_SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
-
-
-class Wishes(NamedTuple):
-    """What somebody asks of a run from outside: to stop (the signal's name), to save a checkpoint."""
-
-    stop: str | None = None
-    save: bool = False
-
-    def flags(self):
-        """The wishes as a list of floats, which ranks add up to agree."""
-        return [*(float(self.stop == name) for name in STOP_SIGNALS), float(self.save)]
-
-    @classmethod
-    def from_flags(cls, flags):
-        """The inverse of `flags` after summing: what any rank wished; of several signals the first."""
-        *stops, save = flags
-        return cls(next((name for name, flag in zip(STOP_SIGNALS, stops, strict=True) if flag), None), bool(save))
 
 
 class StopSignals:

@@ -12,16 +12,16 @@ import torch
 from yacs.config import CfgNode
 
 from engine.build import build, build_state
-from engine.epoch import train_one_epoch
 from engine.resume import to_payload
 from engine.run import Run
+from engine.sync import Wishes
+from engine.train import train_one_epoch
 from logger import Logger
 from tools.check.subject import failed, ok, warning
 from tools.shared.steps import changed
 from utils import checkpoint
 from utils.errors import Interrupted, listing
 from utils.run_folder import RunFolder
-from utils.signals import Wishes
 
 STEPS, STOP = 4, 2  # optimizer steps in all, and after how many the one run is stopped
 BATCH = 2

@@ -12,8 +12,8 @@ from data.loaders import BatchReader, TrainLoader
 from data.samplers import TrainBatches
 from data.samples import EvalSamples, TrainSamples
 from data.transforms import as_size
-from engine.epoch import steps_per_epoch
 from engine.throughput import endless, timed
+from engine.train import steps_per_epoch
 from lr_scheduler import build_scheduler
 from tasks.backbone import build_model
 from tasks.classification.data import mixing_of, sources_of, transforms_of

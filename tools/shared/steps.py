@@ -2,10 +2,10 @@
 
 from config import value_of
 from engine.build import build_settings, build_state
-from engine.step import train_step
+from engine.sync import Wishes
+from engine.train import train_step
 from tasks.base import Data
 from tasks.classification import Classification
-from utils.signals import Wishes
 
 
 def changed(config, changes):

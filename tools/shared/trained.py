@@ -19,7 +19,7 @@ from tasks.classification import figures, hits
 from tools.shared.inputs import UNKNOWN, Batches, choose_part, dataset_parts, named_images
 from tools.shared.runs import read_run
 from utils import checkpoint
-from utils.amp import amp_dtype, autocast
+from utils.amp import amp_dtype
 from utils.distributed import choose_device
 from utils.errors import DataError, MismatchError
 
@@ -56,7 +56,7 @@ class LoadedModel:
     def logits(self, images):
         """(B, 3, H, W) -> (B, K) float32 on the CPU, in the precision that the run evaluates in."""
         dtype = amp_dtype(self.config.AMP.ENABLE, self.config.AMP.DTYPE, self.device)
-        with autocast(self.device, dtype):
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             return self.model(images.to(self.device, non_blocking=True)).float().cpu()
 
 

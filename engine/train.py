@@ -1,23 +1,25 @@
-"""One optimizer step, as functions of explicit objects.
+"""One epoch of training and the step that it repeats, as functions of explicit objects.
 
 Everything random in a step is a function of (seed, step, micro-batch, rank), so a step can be repeated bit for bit
 after a resume. The host never waits for the device inside a step: what it needs to know is one tensor, read later.
 """
 
 import contextlib
+import math
+import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from utils.amp import autocast
+from engine.nonfinite import refuse
+from engine.sync import DelayedRead, Wishes, next_batch
+from logger import duration
 from utils.distributed import World
-from utils.errors import NonFiniteError
+from utils.errors import Interrupted
 from utils.seed import derive_seed
-from utils.signals import Wishes
-
-NOT_FOUND = "not found again on this rank"
+from utils.signals import STOP_SIGNALS
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def micro_losses(state, task, settings, place, batch, runner):
     inputs = task.inputs(batch, (settings.seed, *place, world.rank), world.device, settings.amp_dtype)
     torch.manual_seed(derive_seed(settings.seed, "step", *place, world.rank))
     torch.compiler.cudagraph_mark_step_begin()  # with CUDA graphs: what the last call returned may be overwritten
-    with autocast(world.device, settings.amp_dtype):
+    with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):
         return runner(*inputs)
 
 
@@ -177,60 +179,99 @@ def train_step(state, task, settings, group, wishes):
     return torch.cat([agreed[:1], grad_norm.float().reshape(1), finite.float().reshape(1), agreed[1:]]), names
 
 
-def first_bad_module(model, compute_loss):
-    """Name what was first not finite when `compute_loss()` (forward of the refused batch) is run again.
+def steps_per_epoch(batches, accumulation):
+    """Optimizer steps of an epoch: the last one may have fewer micro-batches, none is lost."""
+    return -(-batches // accumulation)
 
-    In order: a parameter, a module's output (in the order of execution), the loss, a gradient (in the order of the
-    backward pass). Weights are not touched; the caller restores BatchNorm statistics.
+
+def train_one_epoch(state, task, loader, epoch, settings, session):
+    """Train from `state.progress.step` to the end of `epoch` (0-based); returns ({name: mean loss}, images per second).
+
+    The names are 'loss' and those of the partial losses. `session` has `log`, `wishes()` (this rank's Wishes) and
+    `save_last()`: when any rank has a wish, all of them act on it after the same step, by saving or by raising
+    Interrupted. Raises NonFiniteError and what the data raise.
     """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"parameter {name}"
-    found = []
-
-    def watch(name):
-        def hook(_module, _inputs, output):
-            if not found and isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
-                found.append(f"output of {name or 'the model'}")
-
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
-    try:
-        loss = compute_loss()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if found:
-        return found[0]
-    if not torch.isfinite(loss):
-        return "the loss"
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
-    for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
-        if gradient is not None and not torch.isfinite(gradient).all():
-            return f"gradient of {name}"
-    return NOT_FOUND
+    state.runner.train()
+    progress = state.progress
+    per_epoch = steps_per_epoch(loader.batches_per_epoch, settings.accumulation)
+    monitor = EpochMonitor(state, task, settings, session.log, per_epoch)
+    first = progress.step - epoch * per_epoch
+    batches = loader.epoch(epoch, start=first * settings.accumulation)
+    for position in range(first, per_epoch):
+        size = min(settings.accumulation, loader.batches_per_epoch - position * settings.accumulation)
+        group = [next_batch(batches) for _ in range(size)]
+        record, names = train_step(state, task, settings, group, session.wishes)
+        progress.step += 1
+        monitor.receive(monitor.reader.push(record, (progress.step - 1, names, group)))
+        monitor.show(epoch, sum(task.size(batch) for batch in group))
+        if monitor.stop or monitor.save:
+            monitor.flush()
+            monitor.save = False
+            session.save_last()
+    monitor.flush()
+    return progress.losses, monitor.rate
 
 
-def refuse(state, task, settings, step, group):
-    """Raise NonFiniteError naming the first bad module of the refused step, the same line on all ranks."""
-    world, before = settings.world, state.statistics.snapshot()
-    learner, names = task.learner(state.model), []
-    for micro, batch in enumerate(group):
-        inputs = task.inputs(batch, (settings.seed, step, micro, world.rank), world.device, settings.amp_dtype)
-        if not all(torch.isfinite(entry).all() for entry in inputs if entry.is_floating_point()):
-            names.append("input images")
-        names.append(
-            first_bad_module(
-                state.model,
-                lambda place=(step, micro), b=batch: micro_losses(state, task, settings, place, b, learner)[0],
-            )
+class EpochMonitor:
+    """Reads the records of the steps of an epoch and acts on them."""
+
+    def __init__(self, state, task, settings, log, per_epoch):
+        self.state, self.task, self.settings, self.log, self.per_epoch = state, task, settings, log, per_epoch
+        self.reader = DelayedRead(settings.world.device)
+        self.stop = None  # name of the signal that some rank received
+        self.save = False  # some rank wants a checkpoint
+        self.started = time.perf_counter()
+        self.steps = self.images = 0  # since then, on all ranks together
+
+    def receive(self, records):
+        """Meters, refusals and wishes, from the records that have arrived: what each step reported and its (number,
+        names of partial losses, batches)."""
+        progress, scaler = self.state.progress, self.state.scaler
+        for values, (step, names, group) in records:
+            record = StepRecord.read(values, names)
+            self.stop = self.stop or record.wishes.stop
+            self.save = self.save or record.wishes.save
+            progress.count(record)
+            if record.finite:
+                continue
+            # A finite loss whose scaled float16 gradients overflowed: the scale has been lowered, which mends it.
+            overflow = math.isfinite(record.loss) and scaler is not None and scaler.get_scale() >= 1.0
+            if progress.skipped > self.settings.max_skipped and not overflow:
+                refuse(self.state, self.task, self.settings, (step, group), micro_losses)
+            if not overflow:
+                self.log.warning(f"step {step} refused: loss or gradients not finite ({progress.skipped} in a row)")
+
+    def flush(self):
+        """Wait for the last record and raise Interrupted if it, or an earlier one, carried a wish to stop."""
+        self.receive(self.reader.flush())
+        if self.stop:
+            raise Interrupted(self.stop, STOP_SIGNALS[self.stop])
+
+    @property
+    def rate(self):
+        """Training images per second over all ranks in this epoch."""
+        return self.images / (time.perf_counter() - self.started)
+
+    def show(self, epoch, images):
+        """Progress every `print_freq` steps: loss, learning rate, images per second, memory, time left of the run."""
+        self.steps += 1
+        self.images += images * self.settings.world.size
+        progress, total = self.state.progress, self.state.schedule.total_steps
+        if progress.step % self.settings.print_freq:
+            return
+        left = (time.perf_counter() - self.started) / self.steps * (total - progress.step)
+        self.log.progress(
+            progress.step / total,
+            f"epoch {epoch + 1}/{total // self.per_epoch}  loss {progress.losses['loss']:.4f}  "
+            f"lr {self.state.optimizer.param_groups[0]['lr']:.2e}  {self.rate:.0f} img/s  "
+            f"{memory_text(self.settings.world.device)}  left {duration(left)}",
         )
-    state.statistics.keep_if(torch.tensor(False, device=world.device), before)
-    names.sort(key=lambda name: name == NOT_FOUND)
-    rank, name = min(enumerate(world.gather(names[0])), key=lambda entry: entry[1] == NOT_FOUND)
-    where = f" (rank {rank})" if world.size > 1 else ""
-    raise NonFiniteError(
-        f"loss or gradients not finite at step {step}: {name}{where}; weights are those of the last good step"
-    )
+
+
+def memory_text(device):
+    """Peak memory: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB GPU"
+    import resource  # not on Windows
+
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
