@@ -37,7 +37,7 @@ def key_of(keyword):
     name = keyword.upper()
     if name.startswith("SHORTCUT."):
         return f"MODEL.{name}"
-    return {"VARIANT": "MODEL.TYPE", "IN_CHANS": "MODEL.ARGS.IN_CHANS", **OWN_KEYS}.get(name, f"MODEL.ARGS.{name}")
+    return {**OWN_KEYS, "VARIANT": "MODEL.TYPE", "IN_CHANS": "MODEL.ARGS.IN_CHANS"}.get(name, f"MODEL.ARGS.{name}")
 
 
 def model_keywords(config, num_classes, in_chans=3):

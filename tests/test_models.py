@@ -480,3 +480,11 @@ def test_keys_of_the_model_are_named_too(key, value, message):
         tree.MODEL["ARGS"] = {}
     with pytest.raises(ConfigError, match=message):
         build_model(tree, num_classes=6)
+
+
+def test_a_wrong_argument_is_answered_in_the_keys_of_the_configuration():
+    with pytest.raises(ConfigError) as caught:
+        build_model(config(PACH_SIZE=4), 5)
+    allowed = str(caught.value).partition("(allowed: ")[2].rstrip(")").split(", ")
+    assert "did you mean MODEL.ARGS.PATCH_SIZE?" in str(caught.value)
+    assert all(key.startswith(("MODEL.", "DATA.", "TRAIN.", "...")) for key in allowed), allowed
