@@ -232,6 +232,32 @@ def test_nan_stops_within_one_step_and_names_the_module(tmp_path):  # 28
     assert all(torch.isfinite(tensor).all() for tensor in kept["model"].values())
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize(("fault", "said"), [("nan_loss", "the loss"), ("nan_input", "input images")])
+def test_nan_on_one_rank_with_norms_that_wait_for_all_ranks(tmp_path, fault, said, bad):  # 27, 28
+    """One rank alone has a reason to end before the backward pass, in which the norms of the other one wait for it."""
+    config = write_config(tmp_path, DIST_TIMEOUT=20)
+    fault = ("joined_norms", {"then": fault, "arguments": {"steps": [2], "ranks": (bad,)}})
+    results = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, ranks=2, fault=fault)
+    assert [result.code for result in results] == [76, 76], results[0].output
+    assert f"step 2: {said} (rank {bad})" in results[0].errors[0]
+    kept = final_state(tmp_path)
+    assert kept["progress"]["step"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in kept["model"].values())
+
+
+def test_norms_that_wait_for_all_ranks_forget_a_skipped_step(tmp_path):  # 27
+    config = write_config(tmp_path)
+    fault = ("joined_norms", {"then": "nan_input", "arguments": {"steps": [1], "ranks": (1,)}})
+    more = ("--opts", "TRAIN.MAX_SKIPPED_STEPS", "2")
+    results = run(arguments(config, tmp_path, *more), tmp_path, ranks=2, fault=fault)
+    assert [result.code for result in results] == [0, 0], results[0].output
+    state = final_state(tmp_path)
+    assert state["progress"]["skipped_total"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+    assert state["model"]["stack.shortcuts.0.norms.0.num_batches_tracked"] == 2 * (state["progress"]["step"] - 1)
+
+
 def test_uneven_shards_end_together(tmp_path):  # 35: 38 images on 3 ranks, batch 4: 3 steps each
     config = write_config(tmp_path, TRAIN__ACCUMULATION_STEPS=1)
     results = run(arguments(config, tmp_path), tmp_path, ranks=3)
