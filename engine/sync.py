@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.failures import wait
 from utils.errors import RunError
 from utils.signals import STOP_SIGNALS
 
@@ -124,8 +125,9 @@ class DelayedRead:
     been under way while the host prepared this step. `flush` waits for the last one.
     """
 
-    def __init__(self, device):
-        self.lagging = device.type == "cuda"
+    def __init__(self, world):
+        self.world = world
+        self.lagging = world.device.type == "cuda"
         self._pending = None
 
     def push(self, tensor, tag):
@@ -141,10 +143,10 @@ class DelayedRead:
         return ready
 
     def flush(self):
-        """List of (values, tag) still under way, after waiting for it."""
+        """List of (values, tag) still under way, after waiting for it. Raises what `engine.failures.wait` does."""
         if self._pending is None:
             return []
         host, tag, event = self._pending
         self._pending = None
-        event.synchronize()
+        wait(event, self.world)
         return [(host.tolist(), tag)]

@@ -199,6 +199,7 @@ def train_one_epoch(state, task, loader, epoch, settings, session):
     batches = loader.epoch(epoch, start=first * settings.accumulation)
     for position in range(first, per_epoch):
         size = min(settings.accumulation, loader.batches_per_epoch - position * settings.accumulation)
+        settings.world.at(progress.step)
         group = [next_batch(batches) for _ in range(size)]
         record, names = train_step(state, task, settings, group, session.wishes)
         progress.step += 1
@@ -217,7 +218,7 @@ class EpochMonitor:
 
     def __init__(self, state, task, settings, log, per_epoch):
         self.state, self.task, self.settings, self.log, self.per_epoch = state, task, settings, log, per_epoch
-        self.reader = DelayedRead(settings.world.device)
+        self.reader = DelayedRead(settings.world)
         self.stop = None  # name of the signal that some rank received
         self.save = False  # some rank wants a checkpoint
         self.started = time.perf_counter()

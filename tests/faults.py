@@ -50,6 +50,26 @@ def signal_at_step(step, name, ranks=(0,)):
     after_backward(action)
 
 
+def out_of_memory(step, ranks):
+    """The GPU of these ranks is full in step `step`."""
+
+    def action(loss, _state, now, _micro):
+        if now == step and rank() in ranks:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+        return loss
+
+    after_backward(action)
+
+
+def crash_at_step(step, ranks):
+    """A programming error in step `step`."""
+
+    def action(loss, _state, now, _micro):
+        return 1 // 0 if now == step and rank() in ranks else loss
+
+    after_backward(action)
+
+
 def nan_loss(steps, ranks=(0,)):
     """The loss of these steps is NaN on these ranks."""
 
