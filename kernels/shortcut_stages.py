@@ -41,7 +41,9 @@ def combine(parts):
 def gather_ranks(x):
     """x of all ranks, stacked: (ranks, *x.shape)."""
     gathered = x.new_empty(dist.get_world_size(), *x.shape)
-    dist.all_gather_into_tensor(gathered.flatten(0, 1), x.contiguous())
+    # torch 2.11 has only the old name, of which 2.14 warns.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered.flatten(0, 1), x.contiguous())
     return gathered
 
 

@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from config import to_plain
+from data.base import ArrayImages
 from data.datasets.folders import read_part
 from data.device import build as loaders
 from data.device.build import CroppedSamples, DeviceLoaders
 from data.device.draws import draw, philox_key
 from data.device.recipe import read_recipe
+from data.device.store import NotResident
 from data.pipelines import CpuLoaders, choose_pipeline
 from data.transforms import TrainTransform
 from engine.resume import check_same_run
@@ -160,6 +163,21 @@ def test_auto_says_what_it_chose(monkeypatch):
     pipeline, loaders, lines = choose_pipeline("auto", parts, transforms, on_cpu, on_device)
     assert (pipeline, lines) == ("device", ["pipeline: device (auto)", "on it"])
     assert loaders == {"train": None, "val": None}
+
+
+@pytest.mark.parametrize(("free", "fits"), [(4 * 3 * 12 * 12 * 2, True), (4 * 3 * 12 * 12 * 2 - 1, False)])
+def test_the_budget_asks_how_much_memory_the_gpu_has(monkeypatch, free, fits):
+    """A dataset within DATA.DEVICE_BUDGET may still be too large for the GPU: half of what is free is for the model."""
+    images = ArrayImages(np.zeros((4, 12, 12, 3), np.uint8), np.zeros(4, np.int64), "four")
+    reading = reading_of(small_config(FAKE), alone(), silent)
+    maker = DeviceLoaders(reading, torch.device("cuda", 0), 8.0, "", "auto")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+    monkeypatch.setattr("data.device.build.load_store", lambda *_: "loaded")
+    if fits:
+        assert maker.load(images) == "loaded"
+    else:
+        with pytest.raises(NotResident, match=r"4 images are .* GB of pixels, cuda:0 has .* GB free"):
+            maker.load(images)
 
 
 def test_auto_that_chooses_otherwise_is_noticed_on_resume():

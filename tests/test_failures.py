@@ -198,3 +198,17 @@ def test_beats_go_on_without_the_main_thread():
 def test_no_resource_is_a_kind_of_unavailable():
     assert issubclass(ResourceError, UnavailableError)
     assert ResourceError.exit_code == 69
+
+
+def test_gathering_statistics_warns_of_nothing(recwarn):
+    """A rank gathers its own moments, in a group of one."""
+    pytest.importorskip("triton")
+    from kernels.shortcut_stages import gather_ranks
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        x = torch.randn(3, 4)
+        assert torch.equal(gather_ranks(x), x[None])
+    finally:
+        dist.destroy_process_group()
+    assert [warning.category for warning in recwarn if issubclass(warning.category, FutureWarning)] == []
