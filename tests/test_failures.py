@@ -11,6 +11,7 @@ import torch.distributed as dist
 from engine import failures
 from engine.failures import KEY, explain, tell, told
 from engine.sync import DelayedRead
+from engine.train import known
 from utils.distributed import World
 from utils.errors import DataError, HangError, ResourceError, StorageError, UnavailableError
 from utils.pulse import Pulse
@@ -161,6 +162,19 @@ def test_a_wait_for_the_gpu_ends_when_a_process_gives_no_sign_of_life(impatient)
 def test_a_wait_for_the_gpu_ends_after_the_configured_time(impatient):
     with pytest.raises(HangError, match="rank 1 at step 7: another process of this run ended or hangs"):
         waiting(world_of(pulse=silent_pulse(), timeout=0.05), Never())
+
+
+def test_an_optimizer_that_asks_for_the_flag_waits_in_the_same_way(impatient, monkeypatch):
+    class Flag:
+        is_cuda = True
+
+        def __bool__(self):
+            raise AssertionError("nothing returns from here")
+
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: None, query=lambda: False))
+    with pytest.raises(HangError, match="step 7"):
+        known(Flag(), world_of(pulse=silent_pulse(), timeout=0.05))
+    assert known(torch.tensor(True), world_of()) is True
 
 
 def test_silence_is_noticed_and_placed(monkeypatch):
