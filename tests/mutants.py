@@ -102,7 +102,7 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         {
             "accumulated losses add up": ("loss = loss / len(group)", "loss = loss / 1"),
             "gradients of the last step stay": ("zero_grad(set_to_none=True)", "zero_grad"),
-            "a refused step is applied": ("elif finite:", "else:"),
+            "a refused step is applied": ("elif known(finite, settings.world):", "else:"),
             "statistics of a refused step stay": ("statistics.keep_if(finite, before)", "statistics.snapshot()"),
             "gradients never clipped": ("if settings.clip_grad:", "if False:"),
             "average always at its start": (
