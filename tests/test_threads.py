@@ -73,6 +73,7 @@ def test_teams_come_when_others_compute_and_go_with_them(two_threads):
 def test_a_team_is_more_openmp_threads_than_cpus(two_threads):
     """Two threads of the main one and two of the team: libgomp counts three beyond none, on two CPUs."""
     torch.zeros(threads.WORK).add_(1.0)
+    time.sleep(0.2)  # threads of another test may be about to end
     before, leave = len(os.listdir("/proc/self/task")), threading.Event()
     team = threading.Thread(target=threads.sleep_in_a_team, args=(leave,))
     team.start()
