@@ -131,10 +131,21 @@ def test_evaluation_alone_builds_no_training_data():
     assert sum(len(labels) for _, labels in data.val) == 13
 
 
-def test_auto_leaves_cpus_alone():
-    data = build_data(small_config(FAKE), alone(), silent)
-    assert type(data.train).__name__ == "TrainLoader"
-    assert "pipeline: cpu (auto takes the device path on CUDA, this is cpu)" in data.description
+@pytest.mark.parametrize(
+    ("changes", "pipeline", "why"),
+    [({"DATA__IMG_SIZE": 32}, "device", "at most 32x32 in memory, which"),
+     ({"DATA__VAL_SPLIT": 0.2}, "device", "at most 32x32 in memory, which"),
+     ({"DATA__IMG_SIZE": 33}, "cpu", "for images of at most 32x32 in memory, this is cpu"),
+     ({"DATA__DATASET": FAKE}, "cpu", "for images of at most 32x32 in memory, this is cpu"),
+     ({"AUG__AUTO_AUGMENT": "augmix-m3"}, "cpu", "AugMixAugment"), ({"DATA__PIPELINE": "cpu"}, "cpu", "")],
+)  # fmt: skip
+def test_auto_on_a_cpu_takes_the_device_path_for_small_pixels_in_memory(changes, pipeline, why):
+    """Digits are an array of 8x8; the fake images are made one by one."""
+    data = build_data(small_config("digits", **{"DATA__IMG_SIZE": 8, **changes}), alone(), silent)
+    assert data.info.pipeline == pipeline
+    assert type(data.train).__name__ == {"cpu": "TrainLoader", "device": "ResidentTrainLoader"}[pipeline]
+    (line,) = (line for line in data.description if line.startswith("pipeline"))
+    assert why in line
 
 
 def test_what_the_device_does_not_do_is_refused_or_left_to_the_cpu():
