@@ -51,16 +51,18 @@ def execute(train, argv):
         from engine.throughput import measure
         from models.checks import ArgumentError
         from tasks.backbone import key_of
+        from utils.threads import making_way
 
         refuse_different_configurations(world, configuration.to_plain(config))
         log = Logger(world.is_main)
-        if args.throughput:
-            measure(config, world, log)
-        elif args.eval:
-            evaluate_checkpoint(config, world, log)
-        else:
-            text = configuration.dump_with_origins(config, origins)
-            train(config, world, log, shlex.join(["python", "main.py", *argv]), text)
+        with making_way(world.device):
+            if args.throughput:
+                measure(config, world, log)
+            elif args.eval:
+                evaluate_checkpoint(config, world, log)
+            else:
+                text = configuration.dump_with_origins(config, origins)
+                train(config, world, log, shlex.join(["python", "main.py", *argv]), text)
     except ArgumentError as error:  # of a forward pass: models know keywords, the user of a YAML file keys
         raise ConfigError(error.spelled(key_of)) from error
     except Interrupted:  # on all ranks together
