@@ -18,9 +18,10 @@ def block(channels, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def combine_kernel(
-    parts, out, n, channels, ROUNDS: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr
+    parts, out, n, channels, ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """parts (n, 3, C), count, mean and sum of squared deviations -> out (groups, 3, C), of ROUNDS * ROWS parts each."""
+    WIDE: tl.constexpr = parts.dtype.element_ty
     c, known = block(channels, BLOCK_C)
     total, mean, squares = tl.zeros([BLOCK_C], WIDE), tl.zeros([BLOCK_C], WIDE), tl.zeros([BLOCK_C], WIDE)
     for turn in range(ROUNDS):
@@ -48,12 +49,13 @@ def combine_kernel(
 def fold_kernel(
     weight, bias, gamma, beta, scale, mean, variance, table, inverse, eps, stride_k, channels,
     KERNELS: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, IDENTITY: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """table (2 taps + 2, C): rows E, F, bias, I, times scale; inverse (k, C): 1 / sqrt(variance + eps).
 
     weight (k, C, taps); gamma, beta (k, C); mean, variance: of norm k at k * stride_k, which is 0 if all share them.
     """
+    WIDE: tl.constexpr = table.dtype.element_ty
     c, known = block(channels, BLOCK_C)
     tap = tl.arange(0, ROWS)  # TAPS rounded up to a power of two
     mask = (tap < TAPS)[:, None] & known[None, :]
@@ -82,12 +84,13 @@ def unfold_kernel(
     sums, weight, bias, gamma, beta, scale, mean, inverse, d_weight, d_bias, d_gamma, d_beta, d_scale, table,
     stride_k, channels,
     KERNELS: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, IDENTITY: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums (2 taps + 1, C), rows G, H and sum of d * x -> gradients of the parameters, that of scale per channel.
 
     table (taps + 3, C): E times scale; count * (gradient of the batch's mean, 2 * that of its variance); I times scale.
     """
+    WIDE: tl.constexpr = table.dtype.element_ty
     c, known = block(channels, BLOCK_C)
     tap = tl.arange(0, ROWS)
     mask = (tap < TAPS)[:, None] & known[None, :]
