@@ -151,7 +151,8 @@ def correlate_kernel(
     g += first * tokens * channels
     total = tl.zeros([ROWS, BLOCK_C], WIDE)
     of_x, products = total, (total,) * OWN
-    for _ in range(tl.minimum(batch - first, IMAGES)):
+    left = tl.minimum(batch - first, IMAGES)
+    while left > 0:
         gradient = tl.load(d + flat(at, c, d_stride_n), mask=mask, other=0.0).to(WIDE)
         total += gradient
         if IDENTITY:
@@ -163,6 +164,7 @@ def correlate_kernel(
         d += d_stride_b
         x += x_stride_b
         g += tokens * channels
+        left -= 1
     into = partial + tl.program_id(0).to(tl.int64) * (2 * TAPS + 1) * channels + c
     for i in tl.static_range(OWN):
         row = into + (tl.program_id(2) * OWN + i) * channels

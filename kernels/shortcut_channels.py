@@ -47,13 +47,14 @@ def combine_kernel(
 
 @triton.jit
 def fold_kernel(
-    weight, bias, gamma, beta, scale, mean, variance, table, inverse, eps, stride_k, channels,
+    weight, bias, gamma, beta, scale, mean, variance, table, inverse, stride_k, channels,
     KERNELS: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, IDENTITY: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    EPS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """table (2 taps + 2, C): rows E, F, bias, I, times scale; inverse (k, C): 1 / sqrt(variance + eps).
 
     weight (k, C, taps); gamma, beta (k, C); mean, variance: of norm k at k * stride_k, which is 0 if all share them.
+    EPS is a constant, because Inductor gives a float to a kernel as float64 and all else here would become that.
     """
     WIDE: tl.constexpr = table.dtype.element_ty
     c, known = block(channels, BLOCK_C)
@@ -64,7 +65,7 @@ def fold_kernel(
         size *= tl.load(scale)
     e, f = tl.zeros([ROWS, BLOCK_C], WIDE), tl.zeros([ROWS, BLOCK_C], WIDE)
     for k in range(KERNELS):
-        inv = tl.rsqrt(tl.load(variance + k * stride_k + c, mask=known, other=1.0) + eps)
+        inv = tl.rsqrt(tl.load(variance + k * stride_k + c, mask=known, other=1.0) + EPS)
         tl.store(inverse + k * channels + c, inv, mask=known)
         factor = tl.load(gamma + k * channels + c, mask=known, other=0.0) * inv
         middle = tl.load(mean + k * stride_k + c, mask=known, other=0.0)

@@ -62,8 +62,8 @@ def fold(parameters, mean, variance, eps, identity):
     """(table (2 K^2 + 2, C) for `add`, 1 / sqrt(variance + eps) (k, C)); mean, variance: (k, C) or (1, C) for all."""
     table = mean.new_empty(2 * parameters[0][0, 0].numel() + 2, mean.shape[1])
     inverse = torch.empty_like(parameters[2])
-    arguments = (*parameters, mean, variance, table, inverse, eps, per_norm(mean), mean.shape[1])
-    per_channel(wrap_triton(fold_kernel), parameters, arguments, identity)
+    arguments = (*parameters, mean, variance, table, inverse, per_norm(mean), mean.shape[1])
+    per_channel(wrap_triton(fold_kernel), parameters, arguments, identity, EPS=eps)
     return table, inverse
 
 
@@ -122,13 +122,14 @@ def per_norm(rows):
     return rows.shape[1] if len(rows) > 1 else 0
 
 
-def per_channel(kernel, parameters, arguments, identity):
+def per_channel(kernel, parameters, arguments, identity, **constants):
     """Run `fold_kernel` or `unfold_kernel`."""
     weight, *_, scale = parameters
     taps = weight[0, 0].numel()
     launch(
         kernel, (triton.cdiv(weight.shape[1], CHANNELS),), arguments,
         KERNELS=len(weight), TAPS=taps, ROWS=triton.next_power_of_2(taps), SCALED=scale is not None, IDENTITY=identity,
+        **constants,
     )  # fmt: skip
 
 
