@@ -32,8 +32,8 @@ def print_kernels(module, _):
         if str(node.target) == "triton_kernel_wrapper_functional":
             kernel = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
             constants = kernel_side_table.get_constant_args(node.kwargs["constant_args_idx"])
-            types = {parameter.name: type(constants.get(parameter.name)) for parameter in kernel.params}
-            floats = [p.name for p in kernel.params if types[p.name] is float and not p.is_constexpr]
+            free = [parameter.name for parameter in kernel.fn.params if not parameter.is_constexpr]
+            floats = [name for name in free if isinstance(constants.get(name), float)]
             assert not floats, f"{kernel.fn.__name__}: Inductor would make float64 of {floats}"
             print(*node.kwargs["tensors_to_clone"], kernel.fn.__name__)
         elif "locality" in str(node.target):
