@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.command import ROOT, parse, write
 from tools.shared.command import exit_code, positive
+from utils.errors import NonFiniteError
 
 PACKAGES = ("yacs", "termcolor", "timm", "torchvision", "pytest", "sklearn", "triton")
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that was asked to stop and has saved
@@ -28,6 +29,7 @@ SMALL = ("--cfg", "configs/demo/digits_shortcut.yaml")
 FAKE = "fake:train=2560,val=1280,classes=10"
 HEADLINE = ("--cfg", "configs/vit/vit_tiny_16_224_cifar10.yaml", "--compile")
 GRAPHS = ("COMPILE_MODE", "reduce-overhead", "DATA.DATASET", FAKE)
+DIVERGING = ("--tag", "diverging", "--opts", "TRAIN.BASE_LR", "1e30", "TRAIN.WARMUP_EPOCHS", "0")
 SHORT = (*GRAPHS, "TRAIN.EPOCHS", "3", "TRAIN.WARMUP_EPOCHS", "1")
 
 
@@ -55,14 +57,14 @@ def checks(device, output):
     folder = Path(output) / "first_gpu_run"
     test = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
     train = ("main.py", *SMALL, "--output", str(folder), "--device", device, "--opts", "TRAIN.EPOCHS", "100000")
-    from_cpu = tuple("cpu" if word == device else word for word in train)
+    on_cpu = tuple("cpu" if word == device else word for word in train)
     headline = ("main.py", *HEADLINE, "--output", str(folder), "--device", device)
     measure = ("--output", str(output), "--device", device)
 
     def stopped(name, words, tag, **more):
         """A run that is asked to stop once it has saved something new."""
-        words = (*words[:3], "--tag", tag, *words[3:])
-        return Check(name, words, 45, code=STOPPED, stop_at=f"{folder}/digits_shortcut/{tag}/checkpoints/last.pth", **more)
+        saved = f"{folder}/digits_shortcut/{tag}/checkpoints/last.pth"
+        return Check(name, (*words[:3], "--tag", tag, *words[3:]), 45, code=STOPPED, stop_at=saved, **more)
 
     return [
         Check("kernels", (*test, "tests/test_shortcut_kernel.py", "tests/test_kernels_augment.py"), 110),
@@ -73,11 +75,11 @@ def checks(device, output):
         ),
         stopped("stopped by SIGTERM", train, "stop"),
         stopped("and continued", train, "stop", needed="resuming from"),
-        stopped("a run on the CPU", from_cpu, "cpu"),
+        stopped("a run on the CPU", on_cpu, "cpu"),
         stopped("continued on the GPU", train, "cpu", needed="resuming from"),
-        Check("a loss that is not finite", (*train, "TRAIN.BASE_LR", "1e30", "TRAIN.WARMUP_EPOCHS", "0"), 45, code=NonFiniteError.exit_code),
+        Check("a loss that is not finite", (*train[:-3], *DIVERGING), 45, code=NonFiniteError.exit_code),
         *[
-            Check(f"one shortcut, {kind}", ("-m", "benchmarks.shortcut", *measure, "--dtype", kind), 70)
+            Check(f"one shortcut, {kind}", ("-m", "benchmarks.shortcut", *measure, "--dtype", kind), 90)
             for kind in ("bfloat16", "float32")
         ],
         *[

@@ -17,9 +17,7 @@ def block(channels, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def combine_kernel(
-    parts, out, n, channels, ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def combine_kernel(parts, out, n, channels, ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
     """parts (n, 3, C), count, mean and sum of squared deviations -> out (groups, 3, C), of ROUNDS * ROWS parts each."""
     WIDE: tl.constexpr = parts.dtype.element_ty
     c, known = block(channels, BLOCK_C)
