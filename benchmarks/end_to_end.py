@@ -20,7 +20,7 @@ from benchmarks import steps
 from benchmarks.command import BATCHES, DATA, parse, write
 from benchmarks.model_step import BATCH, PACE, runnable
 from benchmarks.protocol import RATES, interleaved, rows_of
-from benchmarks.steps import COMPILED, CPU_DATA, DEVICE_DATA, FUSED, GRAPHS, TRITON_DATA, UNFUSED
+from benchmarks.steps import BF16_RESIDUAL, COMPILED, CPU_DATA, DEVICE_DATA, FUSED, GRAPHS, TRITON_DATA, UNFUSED
 from engine.throughput import endless, synchronize
 from tools.shared.command import exit_code
 
@@ -31,6 +31,9 @@ OURS = {
     "ours, data on the device, compiled": (*DEVICE_DATA, *UNFUSED, *COMPILED),
     "ours, Triton augmentation, compiled": (*TRITON_DATA, *UNFUSED, *COMPILED),
     "ours, Triton augmentation, fused shortcut, CUDA graphs": (*TRITON_DATA, *FUSED, *GRAPHS),
+    "ours, Triton augmentation, fused shortcut, CUDA graphs, bfloat16 residuals": (
+        *TRITON_DATA, *FUSED, *GRAPHS, *BF16_RESIDUAL
+    ),
 }
 
 
