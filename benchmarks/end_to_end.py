@@ -32,7 +32,10 @@ OURS = {
     "ours, Triton augmentation, compiled": (*TRITON_DATA, *UNFUSED, *COMPILED),
     "ours, Triton augmentation, fused shortcut, CUDA graphs": (*TRITON_DATA, *FUSED, *GRAPHS),
     "ours, Triton augmentation, fused shortcut, CUDA graphs, bfloat16 residuals": (
-        *TRITON_DATA, *FUSED, *GRAPHS, *BF16_RESIDUAL
+        *TRITON_DATA,
+        *FUSED,
+        *GRAPHS,
+        *BF16_RESIDUAL,
     ),
 }
 

@@ -16,9 +16,9 @@ from kernels.shortcut_channels import combine_kernel, fold_kernel, unfold_kernel
 # A compiler sees and launches a wrapped kernel itself; the interpreter's kernels are not for compilers.
 wrap_triton = torch.library.wrap_triton if not INTERPRETED else lambda kernel: kernel
 
-# Tokens of one program: of kernels that write a sum for each program (few rows of sums), of the others (few registers).
+# Tokens of one program: of the moments (few parts), of the sums and of the others (few registers).
 MOMENT_ROWS, SUM_ROWS, MAP_ROWS = 128, 8, 32
-SUM_IMAGES = 32  # with SUM_ROWS tokens of each, where a program adds up over images
+SUM_IMAGES = 32  # whose same SUM_ROWS tokens one program adds up
 PART_ROWS, MOST_ROUNDS = 128, 8  # partial moments that one program combines at a time, and how many times
 CHANNELS = 16  # of one program of the kernels that have no tokens
 

@@ -74,6 +74,7 @@ def test_every_type(dtype, training):
         (24, (2, 3), {"kernel": 7, "prefix": 2, "identity": True, "kernels": 2}),
         (8, (56, 56), {"batch": 1, "scale": False}),
         (1, (4, 1), {"kernel": 1, "identity": True}),
+        (8, (3, 4), {"batch": 35, "identity": True}),  # more images than one program adds up
         (70, (9, 9), {"batch": 2, "training": False, "kernels": 2}),
     ],
     ids=str,
