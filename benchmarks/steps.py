@@ -53,7 +53,7 @@ def configuration(path, batch, *options):
 
 
 def pool(config, classes, device):
-    """An endless iterator over POOL random batches that lie on the device."""
+    """An endless iterator over POOL random batches on the device, each time a copy: timm mixes in place."""
     generator, batch = torch.Generator(device).manual_seed(0), config.DATA.BATCH_SIZE
     batches = [
         HostBatch(
@@ -62,7 +62,7 @@ def pool(config, classes, device):
         )
         for _ in range(POOL)
     ]
-    return itertools.cycle(batches)
+    return (HostBatch(batch.images.clone(), batch.labels) for batch in itertools.cycle(batches))
 
 
 def data_of(config, device):
