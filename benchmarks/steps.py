@@ -33,8 +33,8 @@ DEVICE_DATA = ("DATA.PIPELINE", "device", "DATA.AUGMENT_IMPL", "torch")
 TRITON_DATA = ("DATA.PIPELINE", "device", "DATA.AUGMENT_IMPL", "triton")
 PLAIN = ("MODEL.SHORTCUT.KERNELS", "[]")
 UNFUSED, FUSED = ("MODEL.SHORTCUT.IMPL", "torch"), ("MODEL.SHORTCUT.IMPL", "triton")
-COMPILED = ("COMPILE", "True")
-GRAPHS = (*COMPILED, "COMPILE_MODE", "reduce-overhead")
+COMPILED = ("COMPILE", "True", "COMPILE_MODE", "default")
+GRAPHS = ("COMPILE", "True", "COMPILE_MODE", "reduce-overhead")
 BF16_RESIDUAL = ("AMP.RESIDUAL", "bfloat16")
 TIMM = {  # MODEL.TYPE: the same model of timm's
     "vit_tiny": "vit_tiny_patch16_224",
