@@ -30,7 +30,7 @@ class Logger:
     def attach(self, folder, first_epoch, tensorboard=True):
         """Write log.txt and, from `first_epoch` on (replacing what a killed run wrote of it), TensorBoard files."""
         try:
-            self._file = open(folder / "log.txt", "a")  # noqa: SIM115 - open until close()
+            self._file = open(folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - open until close()
         except OSError as error:
             self.warning(f"log.txt cannot be written ({error.strerror})")
         early, self._early = self._early, None

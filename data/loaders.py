@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from data.mixing import HostBatch
 from data.samplers import EvalShare
 from data.samples import bad_image_limit, collate
-from data.workers import WorkerSignals, cause, worker_failure
+from data.workers import InHand, WorkerSignals, cause, with_remedy, worker_failure
 from utils.errors import DataError, HangError, RunError
 
 
@@ -31,8 +31,9 @@ class BatchReader:
     def __init__(self, samples, num_workers=0, timeout=0, pin_memory=False, log=print):
         self.samples, self.timeout, self.log, self.remarked = samples, timeout, log, set()
         self.signals, self.plan, self.processes = WorkerSignals(), Plan(), None
+        self.in_hand = InHand(samples, num_workers) if num_workers else samples
         self.loader = DataLoader(
-            samples,
+            self.in_hand,
             batch_sampler=self.plan,
             num_workers=num_workers,
             collate_fn=collate,
@@ -66,14 +67,19 @@ class BatchReader:
             if failure is None:
                 raise
             if isinstance(failure, HangError):
-                failure = HangError(f"{failure}={self.timeout} s: {where(number)}")
-            self.signals.stop(self.processes)
+                image = self.in_hand.longest()
+                place = f"{image} ({where(number)})" if image else where(number)
+                failure = HangError(f"{failure}={self.timeout} s: {place}")
+            self.signals.stop(self.processes or ())
             raise failure from None
 
     def start(self):
         """Begin a pass; the first one starts the workers."""
         before = multiprocessing.active_children()
-        iterator = iter(self.loader)
+        try:
+            iterator = iter(self.loader)
+        except OSError as error:
+            raise with_remedy(f"the loader workers could not be started ({error.strerror})", str(error)) from None
         if self.processes is None:
             self.processes = [child for child in multiprocessing.active_children() if child not in before]
             if self.processes:

@@ -9,6 +9,7 @@ import sys
 
 from engine.command_line import Parser
 from utils.errors import RunError, StorageError, UnavailableError
+from utils.text import prepare_output, require_utf8
 
 EXITS = """\
 exit codes: 0 done, 64 wrong option or value, 65 bad data or file, 66 file or folder missing, 69 package or device not
@@ -29,6 +30,9 @@ def parser(tool, description, epilog=EXITS, package="tools"):
 
 def exit_code(run, argv=None):
     """Call run(arguments) and return the exit code; a RunError becomes one line on stderr."""
+    if argv is None:
+        require_utf8()
+    prepare_output()
     try:
         code = run(list(sys.argv[1:] if argv is None else argv)) or 0
         sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed where it can be reported
