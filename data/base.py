@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from utils.errors import DataError, MissingError, listing
+from utils.text import visible
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -159,7 +160,7 @@ def check_same_classes(train, val, where):
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if only_train or only_val:
         texts = [
-            f"only in {part}: {listing(names, 3)}"
+            f"only in {part}: {listing(map(visible, names), 3)}"
             for part, names in (("train", only_train), ("validation", only_val))
             if names
         ]

@@ -3,12 +3,15 @@
 import os
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from data.base import Subset, check_labels
 from data.device.recipe import Unsupported
 from data.loaders import BatchReader, EvalLoader, TrainLoader
 from data.samplers import TrainBatches, stratified_split
 from data.samples import EvalSamples, TrainSamples
 from utils.errors import ConfigError, DataError
+from utils.text import visible
 
 MOST_WORKERS = 8  # per process, for DATA.NUM_WORKERS -1
 
@@ -96,6 +99,10 @@ def split(sources, fraction, seed):
     """{'train', 'val'} or, with a held-out part of the training set as 'val', {'train', 'val', 'test'}."""
     if not fraction:
         return {"train": sources.train, "val": sources.val}
+    single = np.flatnonzero(np.bincount(sources.train.labels) == 1)
+    if len(single):
+        name = sources.info.class_names[single[0]]
+        raise DataError(f"DATA.VAL_SPLIT: class {visible(name)} has one training image, none can be held out")
     kept, held = stratified_split(sources.train.labels, fraction, int(seed), "val_split")
     return {"train": Subset(sources.train, kept), "val": Subset(sources.train, held), "test": sources.val}
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 from utils.errors import HangError, StorageError
 
 GRACE = 2.0  # seconds that workers get to end by themselves when the process ends
-# What stands in the errors of torch and Python about workers, and what helps; the last one is the usual reason of a kill.
+# What stands in the errors of torch and Python about workers, and what helps; at last the usual reason of a kill.
 REMEDIES = (
     (r"shared memory|No space left|Bus error", "/dev/shm is too small: a larger one (docker run --shm-size=8g)"),
     (r"Too many open files|ancdata", "the limit of open files is too low: raise it (ulimit -n 65536)"),
@@ -24,7 +24,7 @@ REPORT = 5.0  # seconds to wait for the death of a worker whose connection broke
 
 
 class InHand(Dataset):
-    """The dataset `samples`, and which image each of so many workers has in hand, so that one that hangs can be named."""
+    """The dataset `samples`, which notes what image each of its workers has in hand: one that hangs can be named."""
 
     def __init__(self, samples, workers):
         self.samples = samples
