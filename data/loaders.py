@@ -22,6 +22,13 @@ class Plan:
         return iter(self.batches)
 
 
+class Loader(DataLoader):
+    """torch's, without its own words about more workers than cores: the log has the numbers."""
+
+    def check_worker_number_rationality(self):
+        """Nothing."""
+
+
 class BatchReader:
     """A DataLoader that is given its batches for every pass and whose failures are errors of one line.
 
@@ -32,7 +39,7 @@ class BatchReader:
         self.samples, self.timeout, self.log, self.remarked = samples, timeout, log, set()
         self.signals, self.plan, self.processes = WorkerSignals(), Plan(), None
         self.in_hand = InHand(samples, num_workers) if num_workers else samples
-        self.loader = DataLoader(
+        self.loader = Loader(
             self.in_hand,
             batch_sampler=self.plan,
             num_workers=num_workers,

@@ -118,6 +118,10 @@ def worker_count(wanted, world_size):
     """Loader workers per process; -1 divides the cores that this process may use among the processes of the machine."""
     if wanted >= 0:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # set by torchrun
-    return max(1, min(MOST_WORKERS, cores // here))
+    return max(1, min(MOST_WORKERS, cores() // here))
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -121,7 +121,10 @@ def worker_failure(error):
     if text.startswith("DataLoader timed out"):
         return HangError("a loader worker gave no batch within DATA.WORKER_TIMEOUT")
     found = re.match(r"DataLoader worker \(pid\(?s?\)? ?", text) or re.search(SHARED, text)
-    return with_remedy(" ".join(text[found.start() :].split())[:80], text) if found else None
+    if not found:
+        return None
+    reason = re.sub(r" for file <.*?>", "", " ".join(text[found.start() :].split()))
+    return with_remedy(reason[:80], text)
 
 
 def with_remedy(reason, text):

@@ -174,13 +174,13 @@ def test_remarks_are_logged_once(tmp_path, workers):
     assert [("several frames" in line, ".gif" in line) for line in lines] == [(True, True)]
 
 
-def test_a_hanging_worker_names_the_batch_it_hangs_on():
+def test_a_hanging_worker_names_the_image_and_the_batch_it_hangs_on():  # 31
     def hang(index):
         if index == 17:
             time.sleep(1000)
 
     loader = train_loader(hang, workers=2, timeout=1)
-    with pytest.raises(HangError, match=r"WORKER_TIMEOUT=1 s: epoch 0, micro-batch \d+, from file\d+.png on") as caught:
+    with pytest.raises(HangError, match=r"WORKER_TIMEOUT=1 s: file17.png \(epoch 0, micro-batch \d+,") as caught:
         list(loader.epoch(0))
     batch = next(n for n, keys in enumerate(loader.sampler.batches(0)) if (0, 17) in keys)
     assert f"micro-batch {batch}," in str(caught.value)

@@ -11,9 +11,8 @@ BLANKS = " \t\r\n\f\v"
 
 
 def escaped(letter):
-    r"""The code of a character as Python writes it: `\xa0`, `\udce9`, `\U0001f408`."""
-    code = ord(letter)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    r"""The code of a character as Python writes it: `\n`, `\xa0`, `\udce9`, `\U0001f408`."""
+    return "\\x20" if letter == " " else letter.encode("unicode_escape").decode()
 
 
 def printable(text):
