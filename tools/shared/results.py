@@ -49,15 +49,14 @@ def write_whole(path, write, check=None):
 
 
 def write_text(path, text):
-    """Replace a text file as a whole (UTF-8; bytes of file names that are no UTF-8 are kept). Raises StorageError."""
-    write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "surrogateescape")))
+    """Replace a text file as a whole (UTF-8; bytes of file names that are not are codes). Raises StorageError."""
+    write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def deliver(text, output):
-    """Text to the file `output`, or to stdout if that is None; characters that stdout does not know are escaped."""
+    """Text to the file `output`, or to stdout if that is None."""
     if output:
         write_text(output, text)
     else:
-        encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.write(text)
         sys.stdout.flush()
