@@ -1,6 +1,8 @@
 """Batches for training and evaluation, on top of torch's DataLoader."""
 
 import multiprocessing
+import sys
+from functools import partial
 from multiprocessing.util import Finalize
 
 import torch
@@ -135,11 +137,16 @@ class TrainLoader:
             yield batch.images, batch.labels
 
     def count(self, left_out):
-        """Log every image that was replaced, once. Raises DataError when there are too many."""
+        """Log every image that was replaced, once. Raises DataError when there are too many.
+
+        No other process reads the same images, so each speaks for itself: the first into the log, others on stderr.
+        """
+        rank = self.sampler.rank
+        log = partial(print, f"rank {rank}:", file=sys.stderr, flush=True) if rank else self.reader.log
         for name, text in left_out:
             if name not in self.left_out:
                 self.left_out.add(name)
-                note_left_out(len(self.left_out), text, len(self.samples), self.reader.log)
+                note_left_out(len(self.left_out), text, len(self.samples), log)
 
 
 def note_left_out(number, text, size, log):

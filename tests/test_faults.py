@@ -164,7 +164,8 @@ def test_hanging_loader_worker(tmp_path):  # 31
     config = write_config(tmp_path, DATA__NUM_WORKERS=2, DATA__WORKER_TIMEOUT=2)
     (result,) = run(arguments(config, tmp_path), tmp_path, fault=("at_image", {"index": 17, "action": "hang"}))
     assert result.code == 77
-    assert ["[17] (epoch 0, micro-batch" in line for line in result.errors] == [True]
+    assert len(result.errors) == 1
+    assert "[17] (" in result.errors[0]
 
 
 @pytest.mark.parametrize(("skip", "code"), [("skip", 0), ("error", 65)])
@@ -174,10 +175,9 @@ def test_broken_training_image(tmp_path, skip, code):  # 32: 24 images, 2 ranks
     config = write_config(tmp_path, DATA__DATASET="imagefolder", DATA__DATA_PATH=str(folder), DATA__BAD_IMAGES=skip)
     results = run(arguments(config, tmp_path), tmp_path, ranks=2)
     assert [result.code for result in results] == [code, code]
+    assert "".join(result.output for result in results).count("train/bee/3.png: ") == 1  # by the rank that reads it
     if skip == "skip":
         assert final_state(tmp_path)["progress"]["step"] == 4  # the ranks stay in step
-    else:
-        assert ["bee/3.png" in line for result in results for line in result.errors] == [True]
 
 
 def test_broken_validation_image_is_never_skipped(tmp_path):  # 33

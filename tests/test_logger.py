@@ -45,7 +45,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path):  # 23
     log.attach(tmp_path, 0, tensorboard=False)
 
     class Full:
-        def write(self, _):
+        def write(self, _=""):
             raise OSError(28, "No space left on device")
 
         close = flush = write
