@@ -245,6 +245,49 @@ def test_other_errors_are_not_explained_away():
     assert "killed by signal: Killed" in str(killed)
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                   "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"),
+      ["/dev/shm is too small", "--shm-size"]),
+     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+                   "are out of shared memory."), ["pid 7", "/dev/shm is too small"]),
+     (RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"),
+      ["open files"]),
+     (RuntimeError("received 0 items of ancdata"), ["open files", "ulimit -n"]),
+     (OSError(24, "Too many open files"), ["open files"]),
+     (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), ["pid(s) 7, 8", "out of memory?"])],
+)  # fmt: skip
+def test_what_helps_is_said_in_one_line(error, words):
+    failure = worker_failure(error)
+    assert isinstance(failure, StorageError)
+    assert all(word in failure.line() for word in [*words, "DATA.NUM_WORKERS"])
+    assert not failure.line().endswith("...")
+
+
+def test_workers_that_cannot_be_started_are_one_line(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    loader = train_loader(refuse(()), workers=2)
+    monkeypatch.setattr(multiprocessing.get_context(), "Queue", full)
+    with pytest.raises(StorageError, match="could not be started.*/dev/shm is too small"):
+        list(loader.epoch(0))
+
+
+def test_more_workers_than_cores_need_no_words_of_torch(recwarn):
+    next(train_loader(refuse(()), workers=os.cpu_count() + 2).epoch(0))
+    assert not recwarn.list
+
+
+def test_other_ranks_say_what_they_leave_out(capsys):
+    loader = train_loader(refuse({17}), skip_bad=True, rank=1, world_size=2)
+    for number in range(3):
+        list(loader.epoch(number))
+    said = capsys.readouterr().err
+    assert said.count("rank 1: warning: image left out") == said.count("\n") == 1
+
+
 def test_workers_ignore_signals_meant_for_the_main_process():
     loader = train_loader(refuse(()), workers=2)
     batches = loader.epoch(0)
