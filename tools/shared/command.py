@@ -34,7 +34,7 @@ def exit_code(run, argv=None):
         require_utf8()
     prepare_output()
     try:
-        code = run(list(sys.argv[1:] if argv is None else argv)) or 0
+        code = run(list(map(at_home, sys.argv[1:] if argv is None else argv))) or 0
         sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed where it can be reported
         return code
     except RunError as error:
@@ -51,6 +51,14 @@ def exit_code(run, argv=None):
         failure = StorageError(f"the output could not be written ({error.strerror})")
     print(failure.line(), file=sys.stderr, flush=True)
     return failure.exit_code
+
+
+def at_home(word):
+    """A word of a command line with ~/ replaced, also in --flag=~/, which shells leave as it is."""
+    flag, equals, value = word.partition("=")
+    if flag.startswith("--") and value.startswith("~/"):
+        return f"{flag}{equals}{os.path.expanduser(value)}"
+    return os.path.expanduser(word) if word.startswith("~/") else word
 
 
 def command(run):

@@ -120,7 +120,7 @@ def _require(file, value, keys):
 def find_runs(folders):
     """RunRecords of all run folders at or below `folders`, each once, sorted by path. Raises MissingError if none."""
     found = {}
-    for folder in map(Path, folders):
+    for folder in (Path(folder).expanduser() for folder in folders):
         if not folder.is_dir():
             raise MissingError(f"{folder}: no such folder")
         candidates = [folder] if is_run(folder) else sorted(path.parent for path in folder.rglob("config.yaml"))
