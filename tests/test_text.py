@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from config import load_config
 from data.base import check_same_classes
 from tests.launch import ROOT
 from tests.tiny import arguments, write_config
@@ -65,6 +66,14 @@ def test_short_names_of_many_classes_differ_and_fit():
 def test_text_files_of_any_kind_are_read(content, tmp_path):
     (tmp_path / "a.txt").write_bytes(content)
     assert read_text(tmp_path / "a.txt") == "é\nb\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_configurations_of_other_machines_are_read(encoding, ends, tmp_path):
+    (tmp_path / "a.yaml").write_bytes(f"TAG: übung{ends}SEED: 3{ends}".encode(encoding))
+    config, _ = load_config(tmp_path / "a.yaml")
+    assert (config.TAG, config.SEED) == ("übung", 3)
 
 
 LOCALES = {
