@@ -8,7 +8,7 @@ from models.shortcut import DWShortcut
 from tools.shared.figures import line_style, new_figure, styled
 from utils.errors import MismatchError
 from utils.lettering import drawable
-from utils.text import short_names
+from utils.text import short_names, visible
 
 MOST_NAMED = 25  # classes whose names and counts still fit into a confusion matrix
 COLUMNS = 5  # images beside each other
@@ -88,7 +88,8 @@ def example_facts(predictions, position):
     """(true name, its probability, predicted name, its probability, loss) of one image."""
     true, said = int(predictions.labels[position]), int(predictions.predicted[position])
     odds, names = predictions.probabilities[position], predictions.loaded.class_names
-    return names[true], float(odds[true]), names[said], float(odds[said]), float(predictions.losses[position])
+    names = visible(names[true]), visible(names[said])
+    return names[0], float(odds[true]), names[1], float(odds[said]), float(predictions.losses[position])
 
 
 def caption(predictions, position):
