@@ -9,29 +9,32 @@ from data.workers import worker_failure
 from utils import errors
 from utils.errors import HangError
 
-KEY = "failure"
+KEY, SAID = "failure", "said"  # what ended a rank that was alone with it; the class of the error that rank 0 prints
 PATIENCE = 10.0  # seconds in which rank 0 meets an error that every rank meets
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
 
 
-def tell(error, world):
-    """Leave the reason why this rank ends, a RunError, in the store, where the others look for theirs.
-
-    One that every rank meets is left to rank 0 to print; if rank 0 does not meet it, it was this rank's own.
-    """
-    if world.store is None:
+def settle(error, world):
+    """Leave a RunError that every rank meets to rank 0 to print; if rank 0 does not meet it, it was this rank's own."""
+    if world.store is None or not error.everywhere:
         return
-    reason = json.dumps([type(error).__name__, str(error)])
+    kind = type(error).__name__
     try:
-        if error.everywhere and not world.is_main:
-            world.store.wait([KEY], timedelta(seconds=PATIENCE))
-            error.printed = json.loads(world.store.get(KEY))[0] == type(error).__name__
+        if world.is_main:
+            world.store.set(SAID, kind)
         else:
-            world.store.set(KEY, reason)
-    except dist.DistStoreError:  # rank 0 went on
-        world.store.set(KEY, reason)
-    except dist.DistNetworkError:  # rank 0 kept the store and is gone: it has said why, or was killed
-        error.printed = error.everywhere and not isinstance(error, HangError)
+            world.store.wait([SAID], timedelta(seconds=PATIENCE))
+            error.printed = world.store.get(SAID).decode() == kind
+    except dist.DistStoreError:  # rank 0 goes on
+        error.everywhere = False
+    except dist.DistNetworkError:  # rank 0 kept the store, has said why it ended and is gone
+        error.printed = True
+
+
+def tell(error, world):
+    """Leave the reason of a RunError that only this rank knows of in the store, where the others look for it."""
+    if world.store is not None and not error.everywhere:
+        world.store.set(KEY, json.dumps([type(error).__name__, str(error)]))
 
 
 def told(world):
@@ -52,8 +55,9 @@ def explain(error, world):
     if not isinstance(error, RuntimeError):
         return None
     if world.size > 1 and any(sign in str(error) for sign in LOST_PEER):
-        return told(world) or HangError(f"rank {world.rank}: another process of this run ended or hangs")
-    failure = worker_failure(error)
-    if failure is not None:
-        failure.everywhere = False
-    return failure
+        found = told(world) or HangError(f"rank {world.rank}: another process of this run ended or hangs")
+    else:
+        found = worker_failure(error)
+    if found is not None:
+        found.everywhere = False
+    return found

@@ -68,9 +68,10 @@ def execute(train, argv):
             train(config, world, log, shlex.join(["python", "main.py", *argv]), text)
     except ArgumentError as error:  # of a forward pass: models know keywords, the user of a YAML file keys
         failure = ConfigError(error.spelled(key_of))
-        failures.tell(failure, world)
+        failures.settle(failure, world)
         raise failure from error
     except RunError as error:
+        failures.settle(error, world)
         failures.tell(error, world)
         raise
     except RuntimeError as error:

@@ -265,6 +265,7 @@ def test_what_helps_is_said_in_one_line(error, words):
     assert not failure.line().endswith("...")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's unfinished iterator
 def test_workers_that_cannot_be_started_are_one_line(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
