@@ -115,8 +115,10 @@ def worker_failure(error):
 
     A killed worker can make such an error appear anywhere in the main process: torch raises it from a signal handler.
     """
-    if not isinstance(error, (RuntimeError, OSError)):
+    if not isinstance(error, (RuntimeError, OSError, EOFError)):
         return None
+    if isinstance(error, (EOFError, ConnectionResetError)):
+        return with_remedy("the connection to a loader worker broke", "")
     text = str(error)
     if text.startswith("DataLoader timed out"):
         return HangError("a loader worker gave no batch within DATA.WORKER_TIMEOUT")

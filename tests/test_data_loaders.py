@@ -256,6 +256,7 @@ def test_other_errors_are_not_explained_away():
       ["open files"]),
      (RuntimeError("received 0 items of ancdata"), ["open files", "ulimit -n"]),
      (OSError(24, "Too many open files"), ["open files"]),
+     (EOFError(), ["connection to a loader worker broke"]), (ConnectionResetError(), ["connection"]),
      (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), ["pid(s) 7, 8", "out of memory?"])],
 )  # fmt: skip
 def test_what_helps_is_said_in_one_line(error, words):

@@ -35,6 +35,13 @@ def test_classes_that_look_the_same_are_refused_visibly(train, val):
     assert all(text in line for text in (visible(train), visible(val)))
 
 
+def test_long_class_names_are_refused_where_they_differ():
+    train, val = (f"{'a' * 100}{letter}{'b' * 10}" for letter in "12")
+    with pytest.raises(DataError) as caught:
+        check_same_classes([train], [val], "data")
+    assert all(f"{letter}bbbbbbbbbb" in caught.value.line() for letter in "12")
+
+
 def test_an_error_is_one_printable_line():
     line = RunError(f"a\r\n\tb  c\xa0d{ODD}\x1b[31m").line()
     assert line == r"error[error] a b c\xa0d\udce9\x1b[31m"
