@@ -134,7 +134,7 @@ def test_torchrun_starts_a_killed_run_again(tmp_path, reference):  # 17
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     command += ["--max-restarts=3", str(script), *arguments(config, tmp_path, *EVERY_STEP)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stdout
     check_equal(tmp_path, reference(2))
