@@ -161,6 +161,8 @@ def connect(device_name, timeout, local_rank=None):
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=size, timeout=limit))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store with all that it holds
+        store = dist.PrefixStore(f"attempt {attempt}", store)
         dist.init_process_group(backend, store=store, timeout=limit, rank=rank, world_size=size)
     except (dist.DistError, ValueError) as error:
         raise UnavailableError(f"rank {rank} of {size} could not join: {str(error).splitlines()[0]}") from None
