@@ -9,7 +9,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from utils.errors import DataError, MissingError, listing
+from utils.text import short_names
 
+LONGEST_NAME = 40  # characters of a class name in a message
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -158,8 +160,10 @@ def check_same_classes(train, val, where):
     """Raise DataError naming the classes that only one part has: labels would be shifted without a word."""
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if only_train or only_val:
+        alone = only_train + only_val
+        shown = dict(zip(alone, short_names(list(map(str, alone)), LONGEST_NAME), strict=True))
         texts = [
-            f"only in {part}: {listing(names, 3)}"
+            f"only in {part}: {listing([shown[name] for name in names], 3)}"
             for part, names in (("train", only_train), ("validation", only_val))
             if names
         ]

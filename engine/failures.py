@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,8 @@ from data.workers import worker_failure
 from utils import errors
 from utils.errors import HangError, ResourceError, RunError
 
-KEY = "failure"
+KEY, SAID = "failure", "said"  # what ended a rank; the class of the error that rank 0 prints
+PATIENCE = 10.0  # seconds in which rank 0 meets an error that every rank meets
 ANSWER = 5.0  # seconds for the store to answer: that of a halted process never does
 POLL = 0.0005  # seconds between two looks at an event of the GPU
 LOOK = 1.0  # seconds between two looks at what the other processes say
@@ -46,6 +48,23 @@ def ask(function):
     thread.start()
     thread.join(ANSWER)
     return answers[0] if answers else None
+
+
+def settle(error, world):
+    """Leave a RunError that every rank meets to rank 0 to print; if rank 0 does not meet it, it was this rank's own."""
+    if world.store is None or not error.everywhere:
+        return
+    kind = type(error).__name__
+    try:
+        if world.is_main:
+            world.store.set(SAID, kind)
+        else:
+            world.store.wait([SAID], timedelta(seconds=PATIENCE))
+            error.printed = world.store.get(SAID).decode() == kind
+    except dist.DistStoreError:  # rank 0 goes on
+        error.everywhere = False
+    except dist.DistNetworkError:  # rank 0 kept the store, has said why it ended and is gone
+        error.printed = True
 
 
 def tell(error, world):

@@ -208,17 +208,24 @@ class Run:
         test = self._test_best() if self.task.data.test is not None else None
         self._count_time()
         if self.world.is_main:
-            title = f"{self.config.MODEL.NAME} / {self.config.TAG}"
-            draw_curves(self.history, self.task.headline, self.folder.path / "curves.png", title)
             cost = {"params": self.params, "macs": self.macs}
             report = summary(self.config, self.task, self.state.progress, test, cost)
             report |= {"command": self.command, **environment(self.world)}
             self.folder.write_json("summary.json", report)
             self.folder.write_exit("finished", 0, False)
+            self._draw()
         self.log.heading(
             f"best {self.say(self.best())}, final {self.say(self.history[-1])}"
             + (f", test {self.say(test)}" if test else "")
         )
+
+    def _draw(self):
+        """curves.png; the results are written already, and a picture that fails takes nothing from them."""
+        title = f"{self.config.MODEL.NAME} / {self.config.TAG}"
+        try:
+            draw_curves(self.history, self.task.headline, self.folder.path / "curves.png", title)
+        except Exception as error:  # whatever matplotlib and its fonts come up with
+            self.log.warning(f"curves.png could not be drawn ({type(error).__name__}: {error})")
 
     def _test_best(self):
         self.world.barrier()  # rank 0 has written best.pth

@@ -53,6 +53,30 @@ def test_each_flag_sets_its_key(argv, key, value):
     assert (cfg, type(cfg), origins[key]) == (value, type(value), flag)
 
 
+@pytest.mark.parametrize("key", ["OUTPUT", "DATA.DATA_PATH", "MODEL.PRETRAINED", "MODEL.RESUME", "DATA.PIXEL_CACHE"])
+def test_home_and_variables_in_every_path(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/big disk")
+    for text, meant in (("~/runs", "/home/me/runs"), ("$SCRATCH/a", "/big disk/a"), ("${SCRATCH}/~", "/big disk/~")):
+        (tmp_path / "a.yaml").write_text(f"{key}: '{text}'\n")
+        for path, options, flags in ((tmp_path / "a.yaml", [], {}), (CFG[1], [key, text], {}),
+                                     (CFG[1], [], {key: (text, "--flag")})):  # fmt: skip
+            cfg, _ = load_config(path, options, flags)
+            for name in key.split("."):
+                cfg = cfg[name]
+            assert cfg == meant
+    for text in ("$NOWHERE/a", "~nobody_here/a"):
+        with pytest.raises(ConfigError, match=rf"{key}: .* is not set on this machine \(--opts\)"):
+            load_config(CFG[1], [key, text])
+
+
+def test_home_in_the_names_of_configurations(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("SEED: 7\n")
+    (tmp_path / "a.yaml").write_text("BASE: ~/base.yaml\n")
+    assert load_config("~/a.yaml")[0].SEED == 7
+
+
 def test_batch_size_0_is_refused_not_dropped():
     cfg, origins = load_config(CFG[1], flags=overrides("--batch-size", "0"))
     with pytest.raises(ConfigError, match=r"DATA.BATCH_SIZE: 0 \(--batch-size\)"):

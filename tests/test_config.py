@@ -86,7 +86,7 @@ MISTAKES = {
     "syntax": ("TRAIN:\n  EPOCHS: [1\nSEED: 3\n", (), 64, ["a.yaml:3", "not valid YAML"]),
     "tab": ("TRAIN:\n\tEPOCHS: 1\n", (), 64, ["a.yaml:2", "not valid YAML"]),
     "control characters": ("TAG: \x00\n", (), 64, ["a.yaml", "not valid YAML"]),
-    "not UTF-8": (b"TAG: \xff\xfe\n", (), 64, ["a.yaml", "UTF-8", "byte 5"]),
+    "not UTF-8": (b"TAG: \xff\xfe\n", (), 64, ["a.yaml", "UTF-8", "byte 5", "Latin-1"]),
     "deep nesting": ("TAG: " + "[" * 500 + "]" * 500, (), 64, ["a.yaml", "nested too deeply"]),
     "python tag": ("TAG: !!python/object/apply:os.system ['exit 3']\n", (), 64, ["a.yaml:1", "!!python/object"]),
     "python tag in a list": ("SEED: 1\nDATA: {MEAN: [!!python/name:os.system ]}\n", (), 64, ["a.yaml:2", "refused"]),

@@ -108,6 +108,27 @@ def test_a_flipped_bit_is_found_when_the_image_is_read(both):
         create("imagenet", Request(path=str(both[1]), zip_mode=True)).train[0]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "ends"), [("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\n"), ("latin-1", "\r\n")]
+)
+@pytest.mark.parametrize("flagged", [True, False])
+def test_maps_and_zips_of_other_machines(both, monkeypatch, encoding, ends, flagged):
+    """A letter beyond ASCII in a name; an old `zip` writes it in UTF-8 and does not say so."""
+    _, root = both
+    with zipfile.ZipFile(root / "train.zip") as archive:
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    lines = [line.replace("ant/", "fourmi-é/") for line in (root / "train_map.txt").read_text().splitlines()]
+    (root / "train_map.txt").write_bytes("".join(line + ends for line in lines).encode(encoding))
+    if not flagged:
+        monkeypatch.setattr(zipfile.ZipInfo, "_encodeFilenameFlags", lambda info: (info.filename.encode(), 0))
+    with zipfile.ZipFile(root / "train.zip", "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name.replace("ant/", "fourmi-é/"), content)
+    sources = create("imagenet", Request(root, zip_mode=True))
+    assert sources.train.name(0).endswith("fourmi-é/0.png")
+    assert sources.train.load(0).size == (8, 8)
+
+
 def test_datasets_that_are_not_zipped_say_so():
     with pytest.raises(ConfigError, match="ZIP_MODE"):
         create("digits", Request(zip_mode=True))

@@ -1,6 +1,8 @@
 """Turn a value as it was written into the type its default has, or say what was expected."""
 
 import math
+import os
+import re
 
 import yaml
 
@@ -110,6 +112,17 @@ def _list(leaf, kind):
         return [_scalar(value, kind) for value in values]
     except ValueError:
         raise ValueError(f"a list of {PLURALS[kind]}") from None
+
+
+def file_path(leaf):
+    """A path, with ~ and $VARIABLES replaced."""
+    if leaf.text is None:
+        raise ValueError(NAMES[str])
+    found = os.path.expandvars(os.path.expanduser(leaf.text))
+    unknown = re.search(r"^~[^/]*|\$(\w+|\{\w+\})", found)
+    if unknown and not os.path.lexists(found):
+        raise ValueError(f"a path here: {unknown[0]} is not set on this machine")
+    return found
 
 
 def image_size(leaf):

@@ -14,6 +14,7 @@ import yaml
 from utils.errors import ConfigError, MissingError, nearest
 
 SUFFIXES = (".yaml", ".yml")
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how text in UTF-16 starts, as Windows' PowerShell writes it
 LONGEST_PATH = 60  # characters of a path shown in a message, so that the message itself still fits in one line
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # a float that YAML 1.1 takes for a string: 1e-3
 
@@ -85,9 +86,12 @@ def _read_text(path, asked_by):
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{asked_by}: {shown} is not a {' or '.join(SUFFIXES)} file")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        return content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown}: not UTF-8 text (byte {error.start})") from None
+        odd = content[error.start : error.start + 1].decode("latin-1")
+        text = f"not UTF-8 text (byte {error.start}, {odd!r} if it is Latin-1): save it as UTF-8"
+        raise ConfigError(f"{shown}: {text}") from None
     except OSError as error:
         raise MissingError(f"{asked_by}: {shown} cannot be read: {error.strerror}") from None
 

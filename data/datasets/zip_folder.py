@@ -28,9 +28,10 @@ from data.base import (
 from data.images import load_image
 from data.samplers import shard
 from utils.errors import DataError, MissingError, StorageError, listing
+from utils.text import read_text
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
-ENCRYPTED = 1
+ENCRYPTED, UTF8 = 0x1, 0x800  # flags of a member
 
 
 class ZipImages(ImageDataset):
@@ -47,7 +48,7 @@ class ZipImages(ImageDataset):
         self.handle = self.owner = self.memory = None
         try:
             with zipfile.ZipFile(path) as archive:
-                contents = {info.filename: info for info in archive.infolist()}
+                contents = {name: info for info in archive.infolist() for name in spellings(info)}
         except zipfile.BadZipFile as error:
             raise DataError(f"{path}: not a sound zip file ({error})") from None
         except PermissionError:
@@ -120,12 +121,19 @@ def entry(info, path):
     return info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC
 
 
+def spellings(info):
+    """The names of a member: read as UTF-8 too where the zip does not say that it is, as many programs leave out."""
+    if not info.flag_bits & UTF8:
+        yield info.filename.encode("cp437").decode("utf-8", "surrogateescape")
+    yield info.filename
+
+
 def read_map(path):
     """(names, labels) of an annotation map. Raises MissingError or DataError with the line."""
     if not path.is_file():
         raise MissingError(f"{path}: annotation map not found (lines of name, tab, label; needed by DATA.ZIP_MODE)")
     names, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         name, _, label = line.partition("\t")
         if not line.strip():
             continue

@@ -10,6 +10,7 @@ from tasks.backbone import build_model
 from tasks.base import Headline, Task
 from tasks.classification.data import build_data
 from utils.errors import MismatchError
+from utils.text import visible
 
 
 def counts(row):
@@ -119,5 +120,6 @@ def check_classes(stored, info, path):
     """Raise MismatchError unless the class names of a checkpoint, if it has any, are those of a dataset."""
     here = list(info.class_names)
     if stored and stored != here:
-        first, second = next((a, b) for a, b in zip_longest(stored, here) if a != b)
-        raise MismatchError(f"{path}: its classes are not those of {info.name}: {first!r} there, {second!r} here")
+        pairs = zip_longest(stored, here, fillvalue="(none)")
+        first, second = next((visible(a), visible(b)) for a, b in pairs if a != b)
+        raise MismatchError(f"{path}: its classes are not those of {info.name}: '{first}' there, '{second}' here")

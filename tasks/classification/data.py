@@ -6,7 +6,7 @@ from data.base import DatasetInfo
 from data.datasets import Request, create
 from data.device.build import DeviceLoaders
 from data.mixing import Mixing
-from data.pipelines import CpuLoaders, Reading, check_classes, choose_pipeline, facts_of, split, worker_count
+from data.pipelines import CpuLoaders, Reading, check_classes, choose_pipeline, cores, facts_of, split, worker_count
 from data.transforms import EvalTransform, TrainTransform, as_size
 from tasks.base import Data
 
@@ -98,8 +98,9 @@ def describe(info, transforms, mixing, workers):
     """The effective pipeline as lines."""
     sizes = f"{info.train_size} to train, {info.val_size} to validate"
     sizes += f", {info.test_size} to test once at the end" if info.test_size else ""
+    many = f" (more than the {cores()} cores here)" if workers > cores() else ""
     return [
-        f"data: {info.name}, {info.num_classes} classes, {sizes}, {workers} loader workers per process",
+        f"data: {info.name}, {info.num_classes} classes, {sizes}, {workers} loader workers per process{many}",
         *(f"train: {line}" for line in transforms[0].describe()),
         *(f"eval: {line}" for line in transforms[1].describe()),
         *mixing.describe(),

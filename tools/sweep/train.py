@@ -59,7 +59,7 @@ class Planned:
     @property
     def summary(self):
         """What a finished run says of itself."""
-        return json.loads((self.folder / "summary.json").read_text())
+        return json.loads((self.folder / "summary.json").read_text("utf-8"))
 
 
 def plan(grid, seeds, folder, data_paths=None, opts=()):
@@ -151,7 +151,7 @@ def note_grid(folder, grid, seeds):
     """Leave the axes, cells and seeds beside the runs, where tools.table finds them."""
     path = folder / f"{grid.path.stem}.sweep.json"
     with storage_errors(path):
-        earlier = json.loads(path.read_text())["seeds"] if path.is_file() else []
+        earlier = json.loads(path.read_text("utf-8"))["seeds"] if path.is_file() else []
     cells = {cell.name: {"labels": cell.labels, "values": cell.values} for cell in grid.cells}
     content = {"grid": str(grid.path), "axes": grid.axes, "seeds": sorted({*earlier, *seeds}), "cells": cells}
     write_text(path, json.dumps(content, indent=2) + "\n")
