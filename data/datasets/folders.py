@@ -33,6 +33,11 @@ class FolderImages(ImageDataset):
             status = os.stat(os.path.join(self.root, file))
             yield file, [status.st_size, status.st_mtime_ns]
 
+    def identify(self, digest):
+        """Labels and the names below `root`."""
+        super().identify(digest)
+        self.files.identify(digest)
+
     def name(self, index):
         """The path of the file."""
         return os.path.join(self.root, self.files[index])

@@ -108,6 +108,11 @@ class ZipImages(ImageDataset):
         yield os.path.basename(self.path), [status.st_size, status.st_mtime_ns]
         yield from zip(self.names, self.table[:, [2, 4]].tolist(), strict=True)
 
+    def identify(self, digest):
+        """Labels and names as the map has them."""
+        super().identify(digest)
+        self.names.identify(digest)
+
     def name(self, index):
         """`<zip>@/<member>`."""
         return f"{self.path}@/{self.names[index]}"
