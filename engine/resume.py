@@ -156,5 +156,6 @@ def load_for_evaluation(task, model, config, log):
     payload = checkpoint.load(path)
     if is_ours(payload):
         task.check_facts(payload.get("data", {}), path)
+    if is_ours(payload) or payload.get("ema") is not None:
         payload = {"model": choose_weights(payload, config.TEST.WEIGHTS, path)}
     load_exact(model, read_weights(payload, path, log.info, own=model.state_dict()), path)

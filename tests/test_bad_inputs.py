@@ -259,7 +259,7 @@ WEIGHTS = {  # file name, what is made of the state dict, exit code, words
     "safetensors": ("w.safetensors", lambda model: model, 0, ()),
     "compiled": ("w.pth", lambda model: {f"_orig_mod.{name}": value for name, value in model.items()}, 0, ()),
     "DataParallel": ("w.pth", lambda model: {"model": {f"module.{n}": v for n, v in model.items()}}, 0, ()),
-    "no key matches": ("w.pth", lambda model: {f"x.{name}": value for name, value in model.items()}, 78, ("w.pth",)),
+    "no key matches": ("w.pth", lambda model: {f"{name}.x": value for name, value in model.items()}, 78, ("w.pth",)),
     "EMA only": ("w.pth", lambda model: {"model_ema": model}, 78, ("EMA",)),
     "not weights": ("w.pth", lambda model: {"epoch": 3}, 65, ("no weights",)),
     "a list": ("w.pth", lambda model: list(model.values()), 65, ("list",)),
