@@ -5,7 +5,7 @@ import math
 import yaml
 
 from utils.errors import ConfigError
-from utils.yaml_lines import parse_value
+from utils.yaml_lines import OldNumber, parse_value
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
@@ -41,6 +41,8 @@ def convert(key, leaf, row):
         if isinstance(row.default, str | list):
             instead = f"write {shown_value(type(row.default)())} for none or {instead}"
         raise ConfigError(f"{key}: has no value (null) ({leaf.origin}); {instead}")
+    if type(row.default) is not str:
+        _check_clear(key, leaf)
     try:
         return _by_row(leaf, row)
     except ValueError as problem:
@@ -58,12 +60,20 @@ def free_value(key, leaf):
         raise ConfigError(f"{key}: unknown key ({leaf.origin}) - did you mean {key.upper()}?")
     if section.count(".") > 1:
         raise ConfigError(f"{key}: {section} takes a value, not further keys ({leaf.origin})")
+    _check_clear(key, leaf)
     values = leaf.value if isinstance(leaf.value, list) else [leaf.value]
     if any(value is None for value in values):
         raise ConfigError(f"{key}: has no value (null) ({leaf.origin}); delete the line")
     if any(isinstance(value, dict) for value in values):
         raise ConfigError(f"{key}: takes a value or a list, not further keys ({leaf.origin})")
     return leaf.value
+
+
+def _check_clear(key, leaf):
+    """Raise ConfigError if a number is written in a form that YAML and people read differently."""
+    for value in leaf.value if isinstance(leaf.value, list) else [leaf.value]:
+        if isinstance(value, OldNumber):
+            raise ConfigError(f"{key}: {value} is {value.readings}; write the number that you mean ({leaf.origin})")
 
 
 def _by_row(leaf, row):
