@@ -4,9 +4,10 @@ import json
 
 from data.workers import worker_failure
 from utils import errors
-from utils.errors import HangError
+from utils.errors import ConfigError, HangError
 
 KEY = "failure"
+ONE_VALUE = "Expected more than 1 value per channel when training"  # as torch says it
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
 
 
@@ -30,9 +31,17 @@ def told(world):
 
 
 def explain(error, world):
-    """The RunError behind a RuntimeError: a loader worker's death, or another process's end; None for other errors."""
-    if not isinstance(error, RuntimeError):
+    """The RunError behind an error of torch: a loader worker's death, another process's end, BatchNorm over one value.
+
+    None for other errors.
+    """
+    if not isinstance(error, RuntimeError | ValueError):
         return None
+    if ONE_VALUE in str(error):  # a ValueError, inside another one where the step is compiled
+        return ConfigError(
+            "DATA.BATCH_SIZE: 1 leaves BatchNorm one value per channel where a stage has one token - allowed: "
+            "at least 2, or a larger DATA.IMG_SIZE"
+        )
     if world.size > 1 and any(sign in str(error) for sign in LOST_PEER):
         return told(world) or HangError(f"rank {world.rank}: another process of this run ended or hangs")
     return worker_failure(error)

@@ -65,7 +65,7 @@ def execute(train, argv):
     except RunError as error:
         failures.tell(error, world)
         raise
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         explained = failures.explain(error, world)
         if explained is None:
             raise

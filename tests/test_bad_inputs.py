@@ -282,6 +282,17 @@ def test_weights_for_evaluation(trained, tmp_path, capsys, name):
         assert count in result.output
 
 
+@pytest.mark.parametrize("more", [(), ("--compile",)])
+def test_one_image_where_a_stage_has_one_token_is_one_line(tmp_path, more):
+    """BatchNorm of the shortcut has one value per channel then."""
+    sizes = {"PATCH_SIZE": 4, "WINDOW_SIZE": 4, "DIM": 8, "DEPTHS": [1, 1, 1, 1], "HEADS": [1, 1, 1, 1]}
+    model = {"TYPE": "swin_tiny", "NAME": "tiny", "ARGS": sizes, "SHORTCUT": {"KERNELS": [3]}}
+    config = write_config(tmp_path, MODEL=model, DATA__IMG_SIZE=32, AUG__MIXUP_PROB=0.0)
+    (result,) = run(arguments(config, tmp_path, "--batch-size", "1", *more), tmp_path)
+    check_refused(result, 64, "DATA.BATCH_SIZE: 1", "at least 2", "DATA.IMG_SIZE")
+    assert json.loads((tmp_path / "tiny/default/exit.json").read_text())["code"] == 64
+
+
 def test_a_run_without_auto_resume_does_not_overwrite_another(trained, tmp_path):
     config, checkpoint, _ = trained
     before = checkpoint.read_bytes()
