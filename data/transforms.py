@@ -41,12 +41,17 @@ def cover(image, target, mode):
     Of an image so thin that it would become more than LONGEST times as long as that only the middle is resized: 1x2000
     pixels would take 300 MB at 224x224, and all but a centre crop's worth is thrown away.
     """
-    rows, cols = covering_size(*image.size, target)
-    height, width = kept_side(image.height, rows, target[0]), kept_side(image.width, cols, target[1])
+    width, height = kept_size(*image.size, target)
     if (width, height) != image.size:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
     return F.resize(image, covering_size(width, height, target), mode)
+
+
+def kept_size(width, height, target):
+    """(width, height) of the middle of an image that `cover` resizes: all of it but for very thin ones."""
+    rows, cols = covering_size(width, height, target)
+    return kept_side(width, cols, target[1]), kept_side(height, rows, target[0])
 
 
 def kept_side(side, enlarged, wanted):

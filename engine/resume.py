@@ -19,7 +19,8 @@ HELD = {  # what a checkpoint must hold to continue a run
     "optimizer": dict,
     "progress": dict,
 }
-ONLY_AT_THE_START = ("MODEL.PRETRAINED", "MODEL.INIT")  # a resumed run has its weights from the checkpoint
+# A resumed run has its weights from the checkpoint.
+ONLY_AT_THE_START = ("MODEL.PRETRAINED", "MODEL.INIT", "MODEL.ARGS.PRETRAINED")
 
 
 def to_payload(state, config, facts, world, per_epoch):
@@ -133,7 +134,7 @@ def choose_checkpoint(folder, resume, auto_resume, warn):
     if resume and (own is None or checkpoint.same_file(own[0], resume)):
         own, resume = (resume, checkpoint.load(resume)), ""
     check_resumable(own[1], own[0])
-    if not resume or Path(own[1]["config"]["MODEL"]["RESUME"]).resolve() == Path(resume).resolve():
+    if not resume or Path(completed(own[1]["config"])["MODEL"]["RESUME"]).resolve() == Path(resume).resolve():
         return own
     raise MismatchError(
         f"--resume {resume}: {folder.parent} already holds a run; use another --tag",
