@@ -278,7 +278,7 @@ def test_averaged_weights_alone_are_named():
         read_weights({"model_ema": vit().state_dict(), "epoch": 1}, "x.pth", list)
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 1}, {"model": {}}, {"model": {"a": 1}}])
+@pytest.mark.parametrize("content", [{}, {"epoch": 1}, {"model": {}}, {"model": {"a": 1}}, {0: torch.zeros(1)}])
 def test_no_weights(content):
     with pytest.raises(DataError, match="no weights"):
         read_weights(content, "x.pth", list)

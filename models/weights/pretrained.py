@@ -119,7 +119,8 @@ def find_weights(content, path, log=print):
 
 
 def _is_state(content):
-    return bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())
+    pairs = content.items()
+    return bool(pairs) and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs)
 
 
 def reported_weights(content, path, log):
