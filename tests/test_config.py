@@ -149,6 +149,7 @@ MISTAKES = {
     "octal number in a list": ("TRAIN: {OPTIMIZER: {BETAS: [0.9, 00]}}\n", (), 64, ["OPTIMIZER.BETAS", "00 is 0"]),
     "octal size": ("DATA: {IMG_SIZE: [0224, 224]}\n", (), 64, ["DATA.IMG_SIZE", "0224 is 148", "224 elsewhere"]),
     "octal in ARGS": ("MODEL: {ARGS: {DEPTH: -012}}\n", (), 64, ["MODEL.ARGS.DEPTH", "-012 is -10", "-12 elsewhere"]),
+    "a list for a text": ("TAG: [010, 3]\n", (), 64, ["TAG", "'010', 3", "is not text"]),
     "number of base 60": ("TRAIN: {EPOCHS: 1:30}\n", (), 64, ["TRAIN.EPOCHS", "1:30 is 90 in old YAML", "text"]),
     "base 60 for a fraction": ("SEED: 1\n", ("DATA.WORKER_TIMEOUT", "1:30.5"), 64, ["1:30.5 is 90.5", "--opts"]),
     "deviation 0": ("DATA: {MEAN: [0, 0, 0], STD: [0, 1, 1]}\n", (), 64, ["DATA.STD", "positive"]),
@@ -444,5 +445,8 @@ def test_every_key_of_the_original_is_kept_or_answered_and_documented(write):
 def test_texts_and_plain_numbers_are_as_they_were(write):
     """What is unclear as a number is a fine name; 0, 08 and 0x10 have one reading."""
     write("a.yaml", "TAG: 007\nSEED: 0\nTRAIN: {EPOCHS: 0x20, WARMUP_EPOCHS: 08}\nMODEL: {NAME: 1:30}\n")
-    cfg, _ = load("a.yaml")
+    cfg, origins = load("a.yaml", ("TRAIN.NO_WEIGHT_DECAY", "[1d, 010]"))
+    assert cfg.TRAIN.NO_WEIGHT_DECAY == ["1d", "010"]
+    write("b.yaml", dump_with_origins(cfg, origins))
+    assert to_plain(load("b.yaml")[0]) == to_plain(cfg)
     assert (cfg.TAG, cfg.SEED, cfg.TRAIN.EPOCHS, cfg.TRAIN.WARMUP_EPOCHS, cfg.MODEL.NAME) == ("007", 0, 32, 8.0, "1:30")

@@ -20,6 +20,8 @@ def shown_value(value):
 
 def as_yaml(value):
     """`value`, a scalar or a list of scalars, as one line of YAML."""
+    if isinstance(value, list):
+        value = [str(item) if isinstance(item, str) else item for item in value]  # the library knows no OldNumber
     style = '"' if isinstance(value, str) and not value.isprintable() else None  # line breaks as \\n
     text = yaml.safe_dump(value, default_style=style, default_flow_style=True, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")
@@ -41,7 +43,8 @@ def convert(key, leaf, row):
         if isinstance(row.default, str | list):
             instead = f"write {shown_value(type(row.default)())} for none or {instead}"
         raise ConfigError(f"{key}: has no value (null) ({leaf.origin}); {instead}")
-    if type(row.default) is not str:
+    first = row.default[0] if isinstance(row.default, list) and row.default else row.default
+    if row.kind is not None or not isinstance(first, str):  # a text is never unclear
         _check_clear(key, leaf)
     try:
         return _by_row(leaf, row)
@@ -104,7 +107,7 @@ def _scalar(value, kind):
     if kind is int and number and value == int(value):
         return int(value)
     if kind in (bool, str) and isinstance(value, kind):
-        return value
+        return kind(value)  # an OldNumber is a plain text here
     raise ValueError(NAMES[kind])
 
 

@@ -103,7 +103,7 @@ def find_weights(content, path, log=print):
     while inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None):
         content = inner
     if _is_state(content):
-        unused = [key for key in AVERAGES if content is not outer and outer.get(key)]
+        unused = [key for key in AVERAGES if content is not outer and isinstance(outer.get(key), dict) and outer[key]]
         if unused:
             log(f"{path}: averaged weights are there, too, under {unused[0]!r}; they are not used")
         return dict(content)
@@ -126,9 +126,9 @@ def _is_state(content):
 def reported_weights(content, path, log):
     """The content of a file; of a run with an average only the weights that the run evaluated (its TEST.WEIGHTS)."""
     config = content.get("config")
-    if not (content.get("format") and content.get("ema") and isinstance(config, dict)):
+    if "format" not in content or not all(isinstance(part, dict) for part in (config, content.get("ema"))):
         return content
-    if config.get("TEST", {}).get("WEIGHTS") == "model":
+    if config["TEST"]["WEIGHTS"] == "model":
         log(f"{path}: its weights and not their average (EMA), as the run was evaluated (TEST.WEIGHTS model)")
         return {"model": content["model"]}
     log(f"{path}: the averaged weights (EMA), whose accuracy the run reported")
