@@ -48,9 +48,9 @@ def check_resumable(payload, path):
     """Raise MismatchError unless the content of a checkpoint file is that of a run that can be continued."""
     absent = [key for key, kind in HELD.items() if not isinstance(payload.get(key), kind)]
     if not is_ours(payload) or absent:
-        found = "weights only" if "optimizer" in absent else "another program's run"
-        reason = f" (without {listing(absent, 3)})" * bool(absent)
-        raise MismatchError(f"{path}: holds {found}, nothing to resume{reason}; use --pretrained to start from it")
+        found = f"another program's run (without {listing(absent, 2)})" if absent else "another program's run"
+        found = "weights only" if "optimizer" in absent else found
+        raise MismatchError(f"{path}: holds {found}, nothing to resume; use --pretrained to start from its weights")
 
 
 def restore(state, payload, path, per_epoch):

@@ -156,9 +156,9 @@ def test_a_larger_batch_does_not_make_an_older_checkpoint_the_newest(tmp_path):
 
 
 FOREIGN = {  # content of a file for --resume, what its line names
-    "weights": (lambda run: {"model": run["model"]}, "without config, world_size, steps_per_epoch"),
-    "bare weights": (lambda run: run["model"], "without config"),
-    "no optimizer": (lambda run: {key: run[key] for key in run if key != "optimizer"}, "without optimizer"),
+    "weights": (lambda run: {"model": run["model"]}, "weights only"),
+    "bare weights": (lambda run: run["model"], "weights only"),
+    "no optimizer": (lambda run: {key: run[key] for key in run if key != "optimizer"}, "weights only"),
     "another program": (lambda run: {key: run[key] for key in run if key != "format"}, "another program"),
     "odd parts": (lambda run: {**run, "config": "Namespace()", "data": 3}, "without config"),
 }
