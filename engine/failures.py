@@ -76,13 +76,13 @@ def explain(error, world):
 
     None for other errors.
     """
-    if not isinstance(error, RuntimeError | ValueError):
-        return None
     if ONE_VALUE in str(error):  # a ValueError, inside another one where the step is compiled
         return ConfigError(
             "DATA.BATCH_SIZE: 1 leaves BatchNorm one value per channel where a stage has one token - allowed: "
             "at least 2, or a larger DATA.IMG_SIZE"
         )
+    if not isinstance(error, RuntimeError):
+        return None
     found = out_of_memory(error, world) or (lost_peer(error, world) if world.size > 1 else None)
     found = found or worker_failure(error)
     if found is not None:

@@ -101,8 +101,8 @@ class Run:
 
     def _restore(self, path):
         payload = checkpoint.load(path)
-        changes = resume.check_same_run(self.config, self.world, payload, path, self.task.facts(), self.per_epoch)
         self.task.check_facts(payload.get("data", {}), path)
+        changes = resume.check_same_run(self.config, self.world, payload, path, self.task.facts(), self.per_epoch)
         resume.restore(self.state, payload, path, self.per_epoch)
         self.saved_step = self.state.progress.step
         return changes
