@@ -76,6 +76,10 @@ class ImageDataset(Dataset):
         Raises OSError.
         """
 
+    def identify(self, digest):
+        """Feed a hash with what tells these images from others, wherever they lie: labels (as here), relative names."""
+        digest.update(self.labels.tobytes())
+
     def name(self, index):
         """How error messages call this image: its file."""
         raise NotImplementedError
@@ -115,6 +119,11 @@ class Subset(ImageDataset):
         """The bytes of the image in the whole dataset."""
         return self.dataset.content(int(self.indices[index]))
 
+    def identify(self, digest):
+        """The whole dataset and which of its images these are."""
+        self.dataset.identify(digest)
+        digest.update(self.indices.astype(np.int64).tobytes())
+
     def name(self, index):
         """The name in the whole dataset."""
         return self.dataset.name(int(self.indices[index]))
@@ -142,6 +151,10 @@ class PackedStrings(Sequence):
     def __getitem__(self, index):
         start, end = self.ends[index], self.ends[index + 1]
         return self.text[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+    def identify(self, digest):
+        """Feed a hash with all strings."""
+        digest.update(self.text.tobytes() + self.ends.astype(np.int64).tobytes())
 
 
 def require_folder(path, wanted):

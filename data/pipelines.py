@@ -1,5 +1,6 @@
 """From images and transforms to loaders, on the CPU path or the device path, and what is decided before that."""
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 
@@ -125,6 +126,16 @@ def facts_of(info, parts, mean=(), std=()):
     sizes = {f"{name}_size": len(images) for name, images in parts.items()}
     chosen = {"mean": tuple(mean) or info.mean, "std": tuple(std) or info.std}
     return replace(info, **sizes, **chosen)
+
+
+def identities(parts):
+    """{part: {'count': number of images, 'digest': of their relative names and labels}}: plain, for a checkpoint."""
+    found = {}
+    for part, images in parts.items():
+        digest = hashlib.sha256()
+        images.identify(digest)
+        found[part] = {"count": len(images), "digest": digest.hexdigest()}
+    return found
 
 
 def worker_count(wanted, world_size):

@@ -101,8 +101,8 @@ class Run:
 
     def _restore(self, path):
         payload = checkpoint.load(path)
-        changes = resume.check_same_run(self.config, self.world, payload, path, self.task.facts()["pipeline"])
         self.task.check_facts(payload.get("data", {}), path)
+        changes = resume.check_same_run(self.config, self.world, payload, path, self.task.facts(), self.per_epoch)
         resume.restore(self.state, payload, path, self.per_epoch)
         self.saved_step = self.state.progress.step
         return changes
@@ -140,7 +140,7 @@ class Run:
             f"run folder {self.folder.path}"
         )
         for key, old, new in changes:
-            log.warning(f"{key} changed from {old!r} to {new!r} (TRAIN.ALLOW_CHANGES)")
+            log.warning(resume.describe_change(key, old, new))
         if path:
             log.heading(f"resuming from {path}: step {state.progress.step}, {len(self.history)} epochs validated")
 

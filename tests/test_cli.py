@@ -1,11 +1,12 @@
 """The command line: every flag reaches its key, no mistake is swallowed."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from config import check, load_config
-from engine.command_line import FLAGS, build_parser, flag_overrides, parse_args
+from config import KEYS, check, load_config
+from engine.command_line import ELSEWHERE, FLAGS, build_parser, flag_overrides, parse_args
 from utils.errors import ConfigError
 
 CFG = ["--cfg", "configs/vit/vit_tiny_16_224_cifar10.yaml"]
@@ -101,6 +102,20 @@ def test_opts_in_every_position():
      ([*CFG, "--epochs", "4"], ["--epochs: unknown flag; write --opts TRAIN.EPOCHS or"]),
      ([*CFG, "--warmup-epochs=4"], ["--opts TRAIN.WARMUP_EPOCHS"]),
      ([*CFG, "-b", "4"], ["-b: unknown flag"]),
+     ([*CFG, "--img-size", "32"], ["--img-size", "--opts DATA.IMG_SIZE"]),
+     ([*CFG, "--img_size=32"], ["--opts DATA.IMG_SIZE"]),
+     ([*CFG, "--dataset", "x"], ["--opts DATA.DATASET"]),
+     ([*CFG, "--mixup", "0.8"], ["--opts AUG.MIXUP"]),
+     ([*CFG, "--mix-up", "0.8"], ["--opts AUG.MIXUP"]),
+     ([*CFG, "--lr", "1"], ["--opts TRAIN.BASE_LR"]),
+     ([*CFG, "--drop-path", "0.1"], ["--opts MODEL.DROP_PATH_RATE"]),
+     ([*CFG, "--finetune", "x"], ["did you mean --pretrained?"]),
+     ([*CFG, "--batch-size", "4", "--batch-size=8"], ["--batch-size", "given twice, 4 and 8"]),
+     ([*CFG, *CFG], ["--cfg", "given twice"]),
+     ([*CFG, "--opts", "SEED", "1", "TAG", "a", "SEED", "2"], ["--opts", "SEED is given twice, 1 and 2"]),
+     ([*CFG, "--opts", "SEED", "1", "--zip", "--opts", "SEED", "1"], ["SEED is given twice"]),
+     ([*CFG, "--zip", "--zip"], ["--zip", "given twice"]),
+     ([*CFG, "--disable-amp", "--disable_amp"], ["--disable-amp", "given twice"]),
      ([*CFG, "stray"], ["stray"]),
      (["--datapath", "x"], ["did you mean --data-path?"]),  # before the missing --cfg
      ([*CFG, "--amp-opt-level", "O1"], ["--amp-opt-level", "--amp-dtype"]),
@@ -154,6 +169,12 @@ def test_help_explains_every_flag_and_its_key(capsys):
     assert caught.value.code == 0
     assert all(flag in text and f"[{key}]" in text for flags in FLAGS.values() for flag, (key, _) in flags.items())
     assert all(word in text for word in ("--opts", "--print-config", "examples:", "exit codes:", "torchrun", "130"))
+
+
+def test_every_hint_for_flags_of_other_programs_is_a_key_or_a_flag_here():
+    flags = re.findall(r"--[a-z-]+", build_parser().format_usage())
+    assert [name for name, known in ELSEWHERE.items() if known not in KEYS and known not in flags] == []
+    assert not set(ELSEWHERE) & set(flags)
 
 
 def test_usage_lists_every_flag():

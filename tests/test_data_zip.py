@@ -40,6 +40,23 @@ def test_zip_equals_folders(both, cache):
             assert torch.equal(labels, zip_labels)
 
 
+def test_a_zip_made_of_the_folder_itself_is_the_same_set(both):
+    """train.zip holds train/ant/0.png, and the map says ant/0.png."""
+    expected = [create("imagenet", Request(path=str(both[1]), zip_mode=True)).train.content(i) for i in range(12)]
+    with zipfile.ZipFile(both[1] / "train.zip") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(both[1] / "train.zip", "w") as new:
+        new.writestr("sets/train/", b"")
+        for name, content in members.items():
+            new.writestr(f"sets/train/{name}", content)
+    train = create("imagenet", Request(path=str(both[1]), zip_mode=True)).train
+    assert [train.content(i) for i in range(12)] == expected
+    assert train.name(0).endswith("train.zip@/sets/train/ant/0.png")
+    (both[1] / "train_map.txt").write_text("wrong.png\t0\n")
+    with pytest.raises(DataError, match=r"wrong.png; in it sets/train/ant/0.png"):
+        create("imagenet", Request(path=str(both[1]), zip_mode=True))
+
+
 def test_part_keeps_the_share_of_the_process_in_memory(both):
     _, zipped = both
     request = Request(path=str(zipped), zip_mode=True, cache_mode="part", rank=1, world_size=3)

@@ -6,7 +6,17 @@ from data.base import DatasetInfo
 from data.datasets import Request, create
 from data.device.build import DeviceLoaders
 from data.mixing import Mixing
-from data.pipelines import CpuLoaders, Reading, check_classes, choose_pipeline, cores, facts_of, split, worker_count
+from data.pipelines import (
+    CpuLoaders,
+    Reading,
+    check_classes,
+    choose_pipeline,
+    cores,
+    facts_of,
+    identities,
+    split,
+    worker_count,
+)
 from data.transforms import EvalTransform, TrainTransform, as_size
 from tasks.base import Data
 
@@ -15,9 +25,10 @@ MIXING = ("MIXUP", "CUTMIX", "CUTMIX_MINMAX", "MIXUP_PROB", "MIXUP_SWITCH_PROB",
 
 @dataclass
 class ImageData(Data):
-    """The Data of a run with the facts about the images and how they are mixed."""
+    """The Data of a run with the facts about the images, which ones they are, and how they are mixed."""
 
     info: DatasetInfo
+    parts: dict
     mixing: Mixing
 
 
@@ -42,7 +53,8 @@ def build_data(config, world, log, training=True):
     pipeline, loaders, chosen = choose_pipeline(data.PIPELINE, parts, transforms, CpuLoaders(reading), on_device)
     lines = [*describe(info, transforms, mixing, reading.options["num_workers"]), *chosen]
     loaders = {"train": None, "test": None, **loaders}
-    return ImageData(info=replace(info, pipeline=pipeline), mixing=mixing, description=lines, **loaders)
+    info = replace(info, pipeline=pipeline)
+    return ImageData(info=info, parts=identities(parts), mixing=mixing, description=lines, **loaders)
 
 
 def sources_of(config, world, log):

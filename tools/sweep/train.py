@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 import tasks
 from config import changes_results, check, difference, load_config, to_plain
 from data import worker_count
+from engine.command_line import joined
 from logger import duration
 from tasks.backbone import build_model
 from tools.shared.results import write_text
@@ -77,7 +78,7 @@ def plan(grid, seeds, folder, data_paths=None, opts=()):
 def _planned(cell, seed, folder, data_paths, opts):
     base = Path(os.path.normpath(Path(cell.base).absolute()))
     base = str(base.relative_to(Path.cwd()) if base.is_relative_to(Path.cwd()) else base)
-    options = [word for pair in cell.values.items() for word in pair] + opts + ["MODEL.NAME", cell.name]
+    options = joined([word for pair in cell.values.items() for word in pair], opts, ["MODEL.NAME", cell.name])
     flags = {"OUTPUT": (str(folder), "--output"), "TAG": (f"seed{seed}", "--tag"), "SEED": (seed, "--seed")}
     argv = ["--cfg", base, "--opts", *options, "--output", str(folder), "--tag", f"seed{seed}", "--seed", str(seed)]
     try:
@@ -187,7 +188,8 @@ def train(runs, folder, options):
     jobs = []
     for run in runs:
         if not run.finished:
-            workers = extra if run.config.DATA.NUM_WORKERS == -1 else []
+            is_open = run.config.DATA.NUM_WORKERS == -1 and "DATA.NUM_WORKERS" not in run.argv
+            workers = extra if is_open else []
             command = [sys.executable, str(ROOT / "main.py"), *run.argv, *workers]
             jobs.append(Job(run.name, command, folder / "logs" / f"{run.name.replace('/', '_')}.txt"))
     report = Report(runs, len(places))
