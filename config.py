@@ -185,7 +185,7 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "AMP.RESIDUAL": Key("float32", "tokens between the blocks; bfloat16: half the traffic, each sum rounded to 8 bits",
         must.one_of("float32", "bfloat16")),
     "AMP.DTYPE": Key("auto",
-        "auto (bfloat16 where the device has it), bfloat16, float16 (with loss scaling) or float32",
+        "auto (bfloat16 where the device has it; on CPUs for large models), bfloat16, float16 (scaled loss) or float32",
         must.one_of("auto", "bfloat16", "float16", "float32"), idle=OFF_AMP),
 
     "SAVE.EPOCHS": Key(0, "write epoch_N.pth every so many epochs; 0: only last.pth and best.pth",

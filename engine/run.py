@@ -26,7 +26,7 @@ class Run:
         self.task, self.state, self.config, self.world, self.log = task, state, config, world, log
         self.folder = RunFolder.of(config)
         self.stop = StopSignals()
-        self.settings = build_settings(config, world)
+        self.settings = build_settings(config, world, state.model)
         self.per_epoch = steps_per_epoch(task.data.train.batches_per_epoch, config.TRAIN.ACCUMULATION_STEPS)
         self.saved_step = None
         self.params = sum(parameter.numel() for parameter in state.model.parameters())
@@ -102,10 +102,15 @@ class Run:
     def _restore(self, path):
         payload = checkpoint.load(path)
         self.task.check_facts(payload.get("data", {}), path)
-        changes = resume.check_same_run(self.config, self.world, payload, path, self.task.facts(), self.per_epoch)
+        changes = resume.check_same_run(self.config, self.world, payload, path, self.facts(), self.per_epoch)
         resume.restore(self.state, payload, path, self.per_epoch)
         self.saved_step = self.state.progress.step
         return changes
+
+    def facts(self):
+        """The task's, and on a CPU what AMP.DTYPE auto chose, which the machine has a say in."""
+        amp = {"cpu_amp": str(self.settings.amp_dtype or "float32")} if self.world.device.type == "cpu" else {}
+        return self.task.facts() | amp
 
     def is_complete(self):
         """Whether all epochs are trained and rank 0 finds the summary written."""
@@ -126,8 +131,10 @@ class Run:
     def _describe(self, path, changes):
         """What this run is, at its start."""
         config, state, log = self.config, self.state, self.log
+        chosen = self.settings.amp_dtype is not None and config.AMP.DTYPE == "auto" and self.world.device.type == "cpu"
         log.info(
-            f"{self.world.size} process(es) on {self.world.device}, amp {self.settings.amp_dtype or 'off'}, "
+            f"{self.world.size} process(es) on {self.world.device}, amp {self.settings.amp_dtype or 'off'}"
+            f"{' (AMP.DTYPE auto: this CPU has it, and the model is large)' * chosen}, "
             f"global batch {global_batch(config, self.world)} ({config.DATA.BATCH_SIZE} x {self.world.size} processes "
             f"x {config.TRAIN.ACCUMULATION_STEPS} accumulated), "
             f"learning rate {state.schedule.base_lr:g} (scaling {config.TRAIN.LR_SCALING}), "
@@ -161,7 +168,7 @@ class Run:
 
     def _save(self, name, keep_as=None):
         self._count_time()
-        payload = resume.to_payload(self.state, self.config, self.task.facts(), self.world, self.per_epoch)
+        payload = resume.to_payload(self.state, self.config, self.facts(), self.world, self.per_epoch)
         checkpoint.save(self.folder.checkpoints / name, payload, self.state.progress.step, keep_as)
 
     def _count_time(self):

@@ -22,6 +22,7 @@ from utils import checkpoint
 from utils.amp import amp_dtype
 from utils.distributed import choose_device
 from utils.errors import DataError, MismatchError
+from utils.flops import count_macs
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,16 @@ class LoadedModel:
         """(height, width) of the input."""
         return as_size(self.config.DATA.IMG_SIZE)
 
+    @cached_property
+    def amp_dtype(self):
+        """As the run evaluates here, None for float32."""
+        amp = self.config.AMP
+        return amp_dtype(amp.ENABLE, amp.DTYPE, self.device, lambda: count_macs(self.model, self.img_size)["total"])
+
     @torch.inference_mode()
     def logits(self, images):
         """(B, 3, H, W) -> (B, K) float32 on the CPU, in the precision that the run evaluates in."""
-        dtype = amp_dtype(self.config.AMP.ENABLE, self.config.AMP.DTYPE, self.device)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             return self.model(images.to(self.device, non_blocking=True)).float().cpu()
 
 
