@@ -88,7 +88,7 @@ def check_together(cfg, origins):
 
 def _schedule(cfg, origins):
     train = cfg.TRAIN
-    if train.WARMUP_EPOCHS >= train.EPOCHS:
+    if not (train.STEPS or train.WARMUP_STEPS) and train.WARMUP_EPOCHS >= train.EPOCHS:  # else see lr_scheduler.py
         raise ConfigError(
             f"TRAIN.WARMUP_EPOCHS: {train.WARMUP_EPOCHS:g} ({origins['TRAIN.WARMUP_EPOCHS']}) - allowed: "
             f"below TRAIN.EPOCHS, {train.EPOCHS} ({origins['TRAIN.EPOCHS']})"
