@@ -10,8 +10,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from models.weights.convert import new_name, recognise
+from models.weights.sources import DENSE_SOURCES
 from tests.conftest import FIXTURES
 from tests.fixtures.fixture_weights import make_tensor
 
@@ -66,3 +69,13 @@ class Fixture:
         assert list(value.shape) == meta["shape"], name
         samples = self.recorded["samples"][meta["offset"] : meta["offset"] + count]
         return float(np.abs(flat[np.arange(count) * flat.size // count] - samples).max())
+
+    def check_norms(self, kind, tensors):
+        """Norms of gradients ('grad') or of buffers after one pass in training ('buffers'), by official names."""
+        source = recognise(self.state()) or DENSE_SOURCES[0]  # heads alone have the same names in all of them
+        ending = {"grad": "norms", "buffers": "norms_after_train"}[kind]
+        names, norms = self.array(f"{kind}/names").tolist(), self.array(f"{kind}/{ending}").tolist()
+        greatest = max(norms)
+        for name, norm in zip(names, norms, strict=True):
+            found = float(tensors[new_name(name, source)].double().norm())
+            assert found == pytest.approx(norm, rel=1e-9, abs=1e-9 * greatest), name
