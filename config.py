@@ -25,6 +25,7 @@ NO_STEPS = "only LR_SCHEDULER.NAME step decays in epochs"
 NOT_ERASED = "AUG.REPROB is 0"
 NOT_MIXED = "neither AUG.MIXUP nor AUG.CUTMIX is on"
 NOT_RESIZED = "AUG.CROP is not resized"
+NOT_SEGMENTED = "TASK is not segmentation"
 OFF_AMP = "AMP.ENABLE is false"
 ON_CPU = "the images are augmented on the CPU here (DATA.PIPELINE)"
 OTHER_OPTIMIZER = "TRAIN.OPTIMIZER.NAME does not have it"
@@ -75,8 +76,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         "torch (plain modules), triton (one GPU operator) or auto (triton on NVIDIA GPUs)",
         must.one_of("auto", "torch", "triton"), free=True, idle=NO_SHORTCUT),
 
-    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake",
-        must.NOT_EMPTY, built=False),
+    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake; "
+        "segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes", must.NOT_EMPTY, built=False),
     "DATA.DATA_PATH": Key("", "folder that holds the dataset", free=True, idle="the dataset needs no files"),
     "DATA.IMG_SIZE": Key(224, "side in pixels, or [HEIGHT, WIDTH]", must.PIXELS, kind=image_size, built=False),
     "DATA.BATCH_SIZE": Key(128, "images per process and forward pass", must.at_least(1), built=False),
@@ -110,6 +111,22 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         idle=ON_CPU),
     "DATA.MEAN": Key([], "of the channels, for normalisation; []: the dataset's own", must.CHANNELS, kind=float),
     "DATA.STD": Key([], "standard deviations, likewise", must.DEVIATIONS, kind=float),
+
+    "DATA.CLASSES": Key([], "names of segfolder's classes; []: from classes.txt beside train/", kind=str, built=False,
+        idle="DATA.DATASET is not segfolder"),
+    "DATA.IGNORE": Key(255, "number in label files that stands for no class", must.BYTE, built=False,
+        idle=NOT_SEGMENTED),
+    "DATA.REDUCE_ZERO_LABEL": Key(False, "0 in label files stands for no class, 1 for the first one", built=False,
+        idle=NOT_SEGMENTED),
+
+    "SEG.SCALE": Key([2048, 512], "[LONG, SHORT] limits that images are fitted within, keeping their ratio; []: as is",
+        must.LIMITS, kind=int, built=False, idle=NOT_SEGMENTED),
+    "SEG.RATIO": Key([0.5, 2.0], "[MIN, MAX] factor of SCALE in training, before the crop of DATA.IMG_SIZE",
+        must.RATIOS, built=False, idle=NOT_SEGMENTED),
+    "SEG.CAT_MAX_RATIO": Key(0.75, "crops are drawn again where one class covers such a share; 1: any crop",
+        must.PROBABILITY, built=False, idle=NOT_SEGMENTED),
+    "SEG.PHOTOMETRIC": Key(True, "distort brightness, contrast, saturation and hue in training", built=False,
+        idle=NOT_SEGMENTED),
 
     "AUG.RESIZE_FIRST": Key(False,
         "resize images smaller than IMG_SIZE to it (bilinear) before the crop: the paper's recipe"),

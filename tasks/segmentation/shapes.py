@@ -1,0 +1,86 @@
+"""Shapes on textures, drawn: images with labels that need no files, each a function of its number alone."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data.base import ImageDataset, Sources, ignore
+from data.datasets.registry import chosen_options, register
+from data.samplers import random_state
+from tasks.segmentation.sources import DATASETS, SegmentationInfo
+from utils.errors import ConfigError
+
+CLASSES = ("background", "disc", "square", "triangle", "cross")
+DEFAULTS = {"train": 256, "val": 64}
+# Corners of the shapes in a square from -1 to 1; the disc has none.
+CORNERS = {
+    2: [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+    3: [(0, -1), (0.9, 0.8), (-0.9, 0.8)],
+    4: [(-1, -0.3), (-0.3, -0.3), (-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3),
+        (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3)],
+}  # fmt: skip
+
+
+def texture(random, height, width):
+    """uint8 (height, width, 3): two colours in waves of a random direction and length, with noise."""
+    rows, columns = np.mgrid[:height, :width]
+    angle, length = random.uniform(0, np.pi), random.uniform(4, 16)
+    waves = 0.5 + 0.5 * np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / length)[..., None]
+    first, second = random.uniform(0, 255, (2, 3))
+    noise = random.normal(0, 12, (height, width, 3))
+    return np.clip(first * waves + second * (1 - waves) + noise, 0, 255).astype(np.uint8)
+
+
+def outline(random, label, height, width):
+    """A shape of class `label` as (centre, corners) or (centre, radius), turned and somewhere in the image."""
+    radius = random.uniform(0.12, 0.28) * min(height, width)
+    centre = np.array([random.uniform(radius, side - radius) for side in (width, height)])
+    turn = random.uniform(0, 2 * np.pi)
+    if label not in CORNERS:
+        return centre, radius
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    return centre, [tuple(point) for point in centre + radius * np.array(CORNERS[label]) @ rotation.T]
+
+
+class Shapes(ImageDataset):
+    """Two to four shapes on a texture, each with a texture of its own; later ones may cover earlier ones."""
+
+    def __init__(self, part, count, size):
+        super().__init__(np.zeros(count))
+        self.part, self.size = part, size
+
+    def load(self, index, note=ignore):
+        """The image."""
+        return self.example(index)[0]
+
+    def example(self, index, note=ignore):
+        """(PIL image, classes uint8 (H, W))."""
+        random = random_state("shapes", self.part, int(index))
+        height, width = self.size
+        pixels, labels = texture(random, height, width), Image.new("L", (width, height))
+        for _ in range(random.randint(2, 5)):
+            label, before = random.randint(1, len(CLASSES)), np.asarray(labels).copy()
+            (x, y), shape = outline(random, label, height, width)
+            mask = Image.new("L", (width, height))
+            draw = ImageDraw.Draw(mask)
+            if isinstance(shape, list):
+                draw.polygon(shape, fill=1)
+            else:
+                draw.ellipse((x - shape, y - shape, x + shape, y + shape), fill=1)
+            inside = np.asarray(mask) > 0
+            pixels[inside] = texture(random, height, width)[inside]
+            labels = Image.fromarray(np.where(inside, label, before).astype(np.uint8))
+        return Image.fromarray(pixels), np.asarray(labels).copy()
+
+    def name(self, index):
+        """Part and position."""
+        return f"shapes/{self.part}[{index}]"
+
+
+@register("shapes", options=True, datasets=DATASETS)
+def shapes(request):
+    """Drawn images of the size of the crop: 256 to train on, 64 to validate unless said otherwise."""
+    chosen = chosen_options(request, DEFAULTS)
+    if min(chosen.values()) < 1:
+        raise ConfigError(f"DATA.DATASET shapes: {chosen}, but at least one image in train and in val")
+    train, val = (Shapes(part, chosen[part], request.img_size) for part in ("train", "val"))
+    return Sources(train, val, SegmentationInfo("shapes", len(CLASSES), CLASSES))
