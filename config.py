@@ -18,6 +18,7 @@ from utils.yaml_lines import Leaf, parse_value, read_leaves, shown_path
 
 # When a key has no effect, for those that share the reason.
 ALONE = "there is one process"
+NO_AUXILIARY = "SEG.AUX_WEIGHT is 0, or TASK is not segmentation"
 NO_AVERAGE = "TRAIN.EMA.ENABLE is false"
 NO_GPU = "the device is no GPU"
 NO_SHORTCUT = "there is no shortcut (MODEL.SHORTCUT.KERNELS is []), or TIED with SPAN 1"
@@ -119,6 +120,18 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "DATA.REDUCE_ZERO_LABEL": Key(False, "0 in label files stands for no class, 1 for the first one", built=False,
         idle=NOT_SEGMENTED),
 
+    "SEG.HEAD": Key("upernet", "upernet, mlp (SegFormer's, for small data and CPUs) or fcn (on the third map alone)",
+        must.one_of("upernet", "mlp", "fcn"), idle=NOT_SEGMENTED),
+    "SEG.CHANNELS": Key(512, "width of the head", must.at_least(1), idle=NOT_SEGMENTED),
+    "SEG.AUX_WEIGHT": Key(0.4, "share of an auxiliary FCN head in the loss; 0: there is none", must.at_least(0),
+        idle=NOT_SEGMENTED),
+    "SEG.AUX_CHANNELS": Key(256, "width of the auxiliary head", must.at_least(1), idle=NO_AUXILIARY),
+    "SEG.DROPOUT": Key(0.1, "probability of dropping a whole channel before the last layer of each head",
+        must.FRACTION, idle=NOT_SEGMENTED),
+    "SEG.DIVIDE_BY": Key("all", "the summed cross entropy: by all pixels (the reference) or by the counted ones",
+        must.one_of("all", "counted"), idle=NOT_SEGMENTED),
+    "SEG.CLASS_WEIGHTS": Key([], "of the loss, one for each class; []: all 1", must.WEIGHTS, kind=float,
+        idle=NOT_SEGMENTED),
     "SEG.SCALE": Key([2048, 512], "[LONG, SHORT] limits that images are fitted within, keeping their ratio; []: as is",
         must.LIMITS, kind=int, built=False, idle=NOT_SEGMENTED),
     "SEG.RATIO": Key([0.5, 2.0], "[MIN, MAX] factor of SCALE in training, before the crop of DATA.IMG_SIZE",
@@ -217,6 +230,13 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "TEST.STEPS": Key(0, "the same in optimizer steps, inside epochs too; 0: EPOCHS counts", must.at_least(0),
         built=False),
     "TEST.CROP": Key(True, "resize to IMG_SIZE / 0.875, then centre crop; False: resize to IMG_SIZE"),
+    "TEST.MODE": Key("whole", "images of any size in one piece, or slide: in windows of IMG_SIZE",
+        must.one_of("whole", "slide"), idle=NOT_SEGMENTED),
+    "TEST.STRIDE": Key(2 / 3, "from one window to the next, as a share of IMG_SIZE", must.SHARE,
+        idle="TEST.MODE is whole, or TASK is not segmentation"),
+    "TEST.SCALES": Key([1.0], "sizes of the image whose probabilities are averaged", must.SCALES, kind=float,
+        idle=NOT_SEGMENTED),
+    "TEST.FLIP": Key(False, "average with the mirrored image", idle=NOT_SEGMENTED),
     "TEST.WEIGHTS": Key("auto", "evaluate model, ema or auto (ema where there is one)",
         must.one_of("auto", "model", "ema"),
         idle=NO_AVERAGE),

@@ -67,6 +67,9 @@ SPAN = Rule(lambda span: span == "stage" or span >= 1, "at least 1, or stage")
 AREAS = increasing(SMALLEST, 1, "[MIN, MAX] with 0 < MIN <= MAX <= 1")
 RATIOS = increasing(SMALLEST, float("inf"), "[MIN, MAX] with 0 < MIN <= MAX")
 BOX_SIDES = Rule(lambda pair: not pair or increasing(0, 1, "").holds(pair), "[] or [MIN, MAX] between 0 and 1")
+SHARE = Rule(lambda share: 0 < share <= 1, "above 0 and at most 1")
+SCALES = Rule(lambda scales: bool(scales) and all(s > 0 for s in scales), "positive numbers")
+WEIGHTS = Rule(lambda weights: all(w >= 0 for w in weights) and (not weights or any(weights)), "numbers from 0 on")
 BETAS = Rule(lambda betas: len(betas) == 2 and all(map(FRACTION.holds, betas)), "two numbers, at least 0 and below 1")
 POLICY = Rule(
     re.compile(r"|(rand|augmix)-.+|rand|augmix|original|originalr|v0|v0r|3a").fullmatch,

@@ -54,7 +54,7 @@ class UPerNet(Head):
 
     scales = (1, 2, 3, 6)  # positions per side of the pooled maps
 
-    def __init__(self, widths, num_classes, *, channels=512, dropout=0.1):
+    def __init__(self, widths, num_classes, *, channels, dropout=0.0):
         super().__init__(widths, num_classes, channels, dropout)
         *lower, top = widths
         self.psp_modules = nn.ModuleList(
@@ -83,7 +83,7 @@ class FCN(Head):
 
     level = 2
 
-    def __init__(self, widths, num_classes, *, channels=256, dropout=0.1):
+    def __init__(self, widths, num_classes, *, channels, dropout=0.0):
         super().__init__(widths, num_classes, channels, dropout)
         self.convs = nn.ModuleList([convolution(widths[self.level], channels, 3)])
         self.initialise()
@@ -96,7 +96,7 @@ class FCN(Head):
 class MLP(Head):
     """A linear layer for each map, all resized to the first one's size and fused by another (SegFormer, 2105.15203)."""
 
-    def __init__(self, widths, num_classes, *, channels=256, dropout=0.1):
+    def __init__(self, widths, num_classes, *, channels, dropout=0.0):
         super().__init__(widths, num_classes, channels, dropout)
         self.linears = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
         self.fusion = convolution(len(widths) * channels, channels, 1)
