@@ -21,13 +21,13 @@ CORNERS = {
 
 
 def texture(random, height, width):
-    """uint8 (height, width, 3): two colours in waves of a random direction and length, with noise."""
+    """uint8 (height, width, 3): a colour that waves in a random direction and length, with noise."""
     rows, columns = np.mgrid[:height, :width]
     angle, length = random.uniform(0, np.pi), random.uniform(4, 16)
-    waves = 0.5 + 0.5 * np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / length)[..., None]
-    first, second = random.uniform(0, 255, (2, 3))
-    noise = random.normal(0, 12, (height, width, 3))
-    return np.clip(first * waves + second * (1 - waves) + noise, 0, 255).astype(np.uint8)
+    waves = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / length)[..., None]
+    colour, change = random.uniform(30, 225, 3), random.uniform(-30, 30, 3)
+    noise = random.normal(0, 8, (height, width, 3))
+    return np.clip(colour + waves * change + noise, 0, 255).astype(np.uint8)
 
 
 def outline(random, label, height, width):
