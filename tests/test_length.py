@@ -7,6 +7,7 @@ import pytest
 
 from tests.launch import run
 from tests.tiny import arguments, differences, final_state, metrics, write_config
+from tools.shared.runs import read_run
 
 PASS = 5  # steps of an epoch of the tiny run: 9 micro-batches, 2 a step
 SCHEDULE = {"TRAIN__WARMUP_STEPS": 3, "TRAIN__LR_SCHEDULER": {"NAME": "poly", "POWER": 0.9}}
@@ -81,3 +82,10 @@ def test_a_longer_run_continues_a_finished_one_that_ended_inside_an_epoch(twelve
     longer = trained(tmp_path, TRAIN__STEPS=12, TRAIN__ALLOW_CHANGES=True)[0]
     assert longer.code == 0, longer.output
     assert [row["step"] for row in metrics(tmp_path)] == [5, 8, 12]
+
+
+def test_tools_say_how_much_is_trained_in_what_the_configuration_counts(twelve):
+    run = read_run(twelve[0] / "tiny/default")
+    assert run.trained == (12, 12, "steps")
+    run.config["TRAIN"]["STEPS"] = 0
+    assert run.trained == (3, 2, "epochs")
