@@ -134,6 +134,10 @@ def test_positions_are_interpolated_and_learn(variant):
     torch.testing.assert_close(maps.body.embed(large)[0][:, -1], maps.body.embed(small_image)[0][:, -1])
     maps.body.embed(large)[0].sum().backward()
     assert maps.body.pos_embed.grad.abs().min() > 0
+    torch.nn.init.normal_(maps.body.pos_embed)
+    interpolated = maps.body.positions((8, 5))
+    maps.body.set_input_size((64, 40))
+    assert torch.equal(maps.body.pos_embed, interpolated)
 
 
 def test_norms_are_of_the_family():

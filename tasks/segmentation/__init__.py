@@ -6,8 +6,8 @@ from data.transforms import as_size
 from tasks.backbone import build_feature_maps
 from tasks.base import Headline, Task
 from tasks.classification import check_classes
+from tasks.segmentation import heads
 from tasks.segmentation.data import build_data
-from tasks.segmentation.heads import FCN, HEADS
 from tasks.segmentation.inference import Inference
 from tasks.segmentation.losses import PixelCrossEntropy
 from tasks.segmentation.metrics import SegmentationMeter
@@ -39,9 +39,9 @@ class Segmentation(Task):
         """The backbone of the configuration with its heads, for the dataset's classes."""
         seg, classes = self.config.SEG, self.info.num_classes
         backbone = build_feature_maps(self.config, self.info.in_chans)
-        widths = backbone.channels
-        decode = HEADS[seg.HEAD](widths, classes, channels=seg.CHANNELS, dropout=seg.DROPOUT)
-        auxiliary = FCN(widths, classes, channels=seg.AUX_CHANNELS, dropout=seg.DROPOUT) if seg.AUX_WEIGHT else None
+        sizes = backbone.channels, classes
+        decode = heads.find(seg.HEAD)(*sizes, channels=seg.CHANNELS, dropout=seg.DROPOUT)
+        auxiliary = heads.FCN(*sizes, channels=seg.AUX_CHANNELS, dropout=seg.DROPOUT) if seg.AUX_WEIGHT else None
         return Segmenter(backbone, decode, auxiliary)
 
     def learner(self, model):

@@ -9,17 +9,19 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
+from utils.errors import ConfigError, listing, nearest
+
 
 class Head(nn.Module):
     """forward(list of four maps) -> (B, num_classes, h, w).
 
-    widths: channels of the maps. channels: of the head's own maps. dropout: of whole channels before the last layer.
-    A subclass builds its parts, calls `initialise` and writes `fuse(maps)` -> (B, channels, h, w).
+    channels: of the head's own maps. dropout: of whole channels before the last layer.
+    A subclass is built as Kind(widths of the maps, num_classes, channels=, dropout=). It makes its parts, calls
+    `initialise` and writes `fuse(maps)` -> (B, channels, h, w).
     """
 
-    def __init__(self, widths, num_classes, channels, dropout):
+    def __init__(self, num_classes, channels, dropout):
         super().__init__()
-        self.widths = widths
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
 
@@ -55,7 +57,7 @@ class UPerNet(Head):
     scales = (1, 2, 3, 6)  # positions per side of the pooled maps
 
     def __init__(self, widths, num_classes, *, channels, dropout=0.0):
-        super().__init__(widths, num_classes, channels, dropout)
+        super().__init__(num_classes, channels, dropout)
         *lower, top = widths
         self.psp_modules = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(s), convolution(top, channels, 1, PooledNorm)) for s in self.scales
@@ -84,7 +86,7 @@ class FCN(Head):
     level = 2
 
     def __init__(self, widths, num_classes, *, channels, dropout=0.0):
-        super().__init__(widths, num_classes, channels, dropout)
+        super().__init__(num_classes, channels, dropout)
         self.convs = nn.ModuleList([convolution(widths[self.level], channels, 3)])
         self.initialise()
 
@@ -97,7 +99,7 @@ class MLP(Head):
     """A linear layer for each map, all resized to the first one's size and fused by another (SegFormer, 2105.15203)."""
 
     def __init__(self, widths, num_classes, *, channels, dropout=0.0):
-        super().__init__(widths, num_classes, channels, dropout)
+        super().__init__(num_classes, channels, dropout)
         self.linears = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
         self.fusion = convolution(len(widths) * channels, channels, 1)
         self.initialise()
@@ -111,6 +113,13 @@ class MLP(Head):
 
 
 HEADS = {"upernet": UPerNet, "mlp": MLP, "fcn": FCN}
+
+
+def find(name):
+    """The class of a head. Raises ConfigError."""
+    if name not in HEADS:
+        raise ConfigError(f"SEG.HEAD: {name!r} - allowed: {listing(HEADS)}{nearest(name, HEADS)}")
+    return HEADS[name]
 
 
 def convolution(width, channels, kernel_size, norm=nn.BatchNorm2d):
