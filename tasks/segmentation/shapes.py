@@ -36,10 +36,10 @@ def texture(random, height, width, least, most):
 
 
 def outline(random, label, height, width):
-    """A shape of class `label` as (centre, corners) or (centre, radius), turned and somewhere in the image."""
-    radius = random.uniform(0.12, 0.28) * min(height, width)
+    """A shape of class `label` as (centre, corners) or (centre, radius), a little turned, somewhere in the image."""
+    radius = random.uniform(0.16, 0.28) * min(height, width)
     centre = np.array([random.uniform(radius, side - radius) for side in (width, height)])
-    turn = random.uniform(0, 2 * np.pi)
+    turn = random.uniform(-np.pi / 8, np.pi / 8)
     if label not in CORNERS:
         return centre, radius
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -47,7 +47,7 @@ def outline(random, label, height, width):
 
 
 class Shapes(ImageDataset):
-    """Two to four bright shapes on a grey texture, each with one of its own; later ones may cover earlier ones."""
+    """One to three bright shapes on a grey texture, each with one of its own; later ones may cover earlier ones."""
 
     def __init__(self, part, count, size):
         super().__init__(np.zeros(count))
@@ -62,7 +62,7 @@ class Shapes(ImageDataset):
         random = random_state("shapes", self.part, int(index))
         height, width = self.size
         pixels, labels = texture(random, height, width, *GREY), Image.new("L", (width, height))
-        for _ in range(random.randint(2, 5)):
+        for _ in range(random.randint(1, 4)):
             label, before = random.randint(1, len(CLASSES)), np.asarray(labels).copy()
             (x, y), shape = outline(random, label, height, width)
             mask = Image.new("L", (width, height))
