@@ -75,7 +75,7 @@ def build_state(config, world, task, model):
         model=model,
         runner=runner,
         evaluator=evaluator,
-        eval_runner=compiled(evaluator, config, world),
+        eval_runner=compiled(evaluator, config, world) if task.one_size else evaluator,
         optimizer=build_optimizer(config, model, schedule.base_lr),
         schedule=schedule,
         statistics=statistics,
