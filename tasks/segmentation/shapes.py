@@ -11,6 +11,7 @@ from utils.errors import ConfigError
 
 CLASSES = ("background", "disc", "square", "triangle", "cross")
 DEFAULTS = {"train": 256, "val": 64}
+GREY, BRIGHT = (0, 20), (50, 100)  # levels from grey of a background and of a shape
 # Corners of the shapes in a square from -1 to 1; the disc has none.
 CORNERS = {
     2: [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
@@ -20,14 +21,18 @@ CORNERS = {
 }  # fmt: skip
 
 
-def texture(random, height, width):
-    """uint8 (height, width, 3): two colours in waves of a random direction and length, with noise."""
+def texture(random, height, width, least, most):
+    """uint8 (height, width, 3): a colour that waves in a random direction and length, with noise.
+
+    Its channels are `least` to `most` levels away from grey.
+    """
     rows, columns = np.mgrid[:height, :width]
     angle, length = random.uniform(0, np.pi), random.uniform(4, 16)
-    waves = 0.5 + 0.5 * np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / length)[..., None]
-    first, second = random.uniform(0, 255, (2, 3))
-    noise = random.normal(0, 12, (height, width, 3))
-    return np.clip(first * waves + second * (1 - waves) + noise, 0, 255).astype(np.uint8)
+    waves = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / length)[..., None]
+    colour = 127 + random.uniform(least, most, 3) * random.choice([-1, 1], 3)
+    change = random.uniform(-30, 30, 3)
+    noise = random.normal(0, 8, (height, width, 3))
+    return np.clip(colour + waves * change + noise, 0, 255).astype(np.uint8)
 
 
 def outline(random, label, height, width):
@@ -42,7 +47,7 @@ def outline(random, label, height, width):
 
 
 class Shapes(ImageDataset):
-    """Two to four shapes on a texture, each with a texture of its own; later ones may cover earlier ones."""
+    """Two to four bright shapes on a grey texture, each with one of its own; later ones may cover earlier ones."""
 
     def __init__(self, part, count, size):
         super().__init__(np.zeros(count))
@@ -56,7 +61,7 @@ class Shapes(ImageDataset):
         """(PIL image, classes uint8 (H, W))."""
         random = random_state("shapes", self.part, int(index))
         height, width = self.size
-        pixels, labels = texture(random, height, width), Image.new("L", (width, height))
+        pixels, labels = texture(random, height, width, *GREY), Image.new("L", (width, height))
         for _ in range(random.randint(2, 5)):
             label, before = random.randint(1, len(CLASSES)), np.asarray(labels).copy()
             (x, y), shape = outline(random, label, height, width)
@@ -67,7 +72,7 @@ class Shapes(ImageDataset):
             else:
                 draw.ellipse((x - shape, y - shape, x + shape, y + shape), fill=1)
             inside = np.asarray(mask) > 0
-            pixels[inside] = texture(random, height, width)[inside]
+            pixels[inside] = texture(random, height, width, *BRIGHT)[inside]
             labels = Image.fromarray(np.where(inside, label, before).astype(np.uint8))
         return Image.fromarray(pixels), np.asarray(labels).copy()
 

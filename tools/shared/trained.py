@@ -78,7 +78,8 @@ def load_model(path, device="auto", weights=None):
     load_exact(model, choose_weights(payload, weights or config.TEST.WEIGHTS, path), path)
     device = choose_device(device)
     transform = EvalTransform(config.DATA.IMG_SIZE, mean, std, config.DATA.INTERPOLATION, config.TEST.CROP)
-    epochs = len(payload.get("progress", {}).get("history", []))
+    history = payload.get("progress", {}).get("history", [])
+    epochs = history[-1]["epoch"] + 1 if history else 0
     return LoadedModel(path, model.to(device).eval(), config, classes, mean, std, transform, device, epochs)
 
 
