@@ -40,9 +40,10 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "DEVICE": Key("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, ...", must.NOT_EMPTY, free=True),
     "COMPILE": Key(False, "compile the step (torch.compile): forward, loss and backward; and the evaluation",
         free=True),
-    "COMPILE_MODE": Key("default",
-        "of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune[-no-cudagraphs] (tries kernels)",
-        must.one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"), free=True,
+    "COMPILE_MODE": Key("auto",
+        "of torch.compile: auto (CUDA graphs on one GPU without accumulation), default, reduce-overhead (CUDA graphs), "
+        "max-autotune[-no-cudagraphs] (tries kernels)",
+        must.one_of("auto", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"), free=True,
         idle="COMPILE is false"),
     "DETERMINISTIC": Key(False, "deterministic algorithms only; slower on GPUs", built=False),
     "PRINT_FREQ": Key(50, "optimizer steps between two lines of the log", must.at_least(1), free=True),

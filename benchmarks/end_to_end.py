@@ -20,7 +20,7 @@ from benchmarks import steps
 from benchmarks.command import BATCHES, DATA, parse, write
 from benchmarks.model_step import BATCH, PACE, runnable
 from benchmarks.protocol import RATES, interleaved, rows_of
-from benchmarks.steps import COMPILED, CPU_DATA, DEVICE_DATA, FUSED, GRAPHS, TRITON_DATA, UNFUSED
+from benchmarks.steps import BF16_RESIDUAL, COMPILED, CPU_DATA, DEVICE_DATA, FUSED, GRAPHS, TRITON_DATA, UNFUSED
 from engine.throughput import endless, synchronize
 from tools.shared.command import exit_code
 
@@ -31,6 +31,12 @@ OURS = {
     "ours, data on the device, compiled": (*DEVICE_DATA, *UNFUSED, *COMPILED),
     "ours, Triton augmentation, compiled": (*TRITON_DATA, *UNFUSED, *COMPILED),
     "ours, Triton augmentation, fused shortcut, CUDA graphs": (*TRITON_DATA, *FUSED, *GRAPHS),
+    "ours, Triton augmentation, fused shortcut, CUDA graphs, bfloat16 residuals": (
+        *TRITON_DATA,
+        *FUSED,
+        *GRAPHS,
+        *BF16_RESIDUAL,
+    ),
 }
 
 
@@ -83,18 +89,25 @@ def waiting_share(step, waiting, number, device):
 
 
 def idle_share(step, number, device):
-    """Share of the time from the first to the last kernel of `number` steps in which none ran; None on a CPU."""
+    """Share of the time from the first to the last kernel of `number` steps in which none ran; None without kernels."""
     if device.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
         for _ in range(number):
             step()
         synchronize(device)
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in recorded.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    )
+    on_gpu = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return idle_part([(event.time_range.start, event.time_range.end) for event in on_gpu])
+
+
+def idle_part(spans):
+    """Share of the time from the first start to the last end of spans (start, end) that is in none of them.
+
+    None without a span of any length: then nothing was recorded.
+    """
+    spans = sorted(span for span in spans if span[1] > span[0])
+    if not spans:
+        return None
     busy, reached = 0.0, spans[0][0]
     for start, end in spans:
         busy += max(0.0, end - max(start, reached))

@@ -6,8 +6,11 @@ case runs once more at the end of each round under its name + `AGAIN`: how far i
 cannot tell apart.
 """
 
+import contextlib
 import statistics
 from dataclasses import dataclass
+
+import torch
 
 from engine.throughput import timed
 
@@ -38,6 +41,18 @@ class Timing:
         return [median, f"{low} to {high}"]
 
 
+@contextlib.contextmanager
+def compiling():
+    """Everything is compiled afresh inside, and what torch.compile would give up and run eagerly is an error.
+
+    It gives up a function with its `recompile_limit`th variant, and all models and batch sizes are variants of one.
+    """
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+
+
+@compiling()
 def interleaved(cases, images, device, pace, *, settle=0, seconds=timed):
     """Time every case of {name: step()}, which handles `images` images a call; returns {name: Timing}.
 

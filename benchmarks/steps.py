@@ -33,8 +33,8 @@ DEVICE_DATA = ("DATA.PIPELINE", "device", "DATA.AUGMENT_IMPL", "torch")
 TRITON_DATA = ("DATA.PIPELINE", "device", "DATA.AUGMENT_IMPL", "triton")
 PLAIN = ("MODEL.SHORTCUT.KERNELS", "[]")
 UNFUSED, FUSED = ("MODEL.SHORTCUT.IMPL", "torch"), ("MODEL.SHORTCUT.IMPL", "triton")
-COMPILED = ("COMPILE", "True")
-GRAPHS = (*COMPILED, "COMPILE_MODE", "reduce-overhead")
+COMPILED = ("COMPILE", "True", "COMPILE_MODE", "default")
+GRAPHS = ("COMPILE", "True", "COMPILE_MODE", "reduce-overhead")
 BF16_RESIDUAL = ("AMP.RESIDUAL", "bfloat16")
 TIMM = {  # MODEL.TYPE: the same model of timm's
     "vit_tiny": "vit_tiny_patch16_224",
@@ -53,7 +53,7 @@ def configuration(path, batch, *options):
 
 
 def pool(config, classes, device):
-    """An endless iterator over POOL random batches that lie on the device."""
+    """An endless iterator over POOL random batches on the device, each time a copy: timm mixes in place."""
     generator, batch = torch.Generator(device).manual_seed(0), config.DATA.BATCH_SIZE
     batches = [
         HostBatch(
@@ -62,7 +62,7 @@ def pool(config, classes, device):
         )
         for _ in range(POOL)
     ]
-    return itertools.cycle(batches)
+    return (HostBatch(batch.images.clone(), batch.labels) for batch in itertools.cycle(batches))
 
 
 def data_of(config, device):

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.command import CFG, parse, result_name, write
 from benchmarks.model_step import CLASSES
 from benchmarks.operators import NOTHING, by_group, draw
+from benchmarks.protocol import compiling
 from benchmarks.steps import FUSED, GRAPHS, PLAIN, UNFUSED, configuration, original_step, our_step, pool
 from engine.throughput import synchronize
 from tools.shared.command import exit_code, positive
@@ -58,6 +59,7 @@ def seconds_by_name(step, steps, device):
     return found, whole
 
 
+@compiling()
 def measure(cfg, batch, device):
     """{label: {group: milliseconds a step}}."""
     found = {}

@@ -6,10 +6,10 @@ values, travel with the batch, and are raised by the loader in the main process 
 
 from typing import NamedTuple
 
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from utils.errors import DataError, MissingError, RunError
-from utils.seed import seeded
+from utils.seed import seed_host, seeded
 
 
 class Sample(NamedTuple):
@@ -94,7 +94,11 @@ class TrainSamples(EvalSamples):
 
     def augment(self, image, label, epoch, index):
         """(tensor, label) of a PIL image and its label."""
-        with seeded(self.seed, "augment", epoch, index):
+        keys = self.seed, "augment", epoch, index
+        if get_worker_info():  # nobody reads a worker's generators afterwards, and restoring is most of the cost
+            seed_host(*keys)
+            return self.transformed(image, label)
+        with seeded(*keys):
             return self.transformed(image, label)
 
     def read(self, index, left_out, notes):

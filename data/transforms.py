@@ -7,6 +7,8 @@ Evaluation: one resize and a crop, and none of them for images that already have
 
 import re
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps
 from timm.data import auto_augment as timm_policies
 from timm.data import create_transform
@@ -76,6 +78,26 @@ class Fit:
         return f"images of {size} as they are, others {how} ({self.interpolation})"
 
 
+class Normalise:
+    """PIL image in RGB to a float tensor (3, H, W), (pixels / 255 - mean) / std per channel.
+
+    What torchvision's ToTensor and Normalize make, bit for bit, without looking at every image for what is known here:
+    for 32x32 pixels half of their time.
+    """
+
+    def __init__(self, mean, std):
+        self.mean, self.std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
+
+    def __call__(self, image):
+        """PIL image in, tensor out."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return pixels.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+
+    def __repr__(self):
+        mean, std = ([round(value, 4) for value in values.flatten().tolist()] for values in (self.mean, self.std))
+        return f"Normalize(mean={mean}, std={std})"
+
+
 def text_size(size):
     """`224x224` from (height, width)."""
     return f"{size[0]}x{size[1]}"
@@ -137,7 +159,8 @@ class TrainTransform(T.Compose):
                 guard_posterize(step)
         small = [ResizeSmall(self.size)] if resize_first else []
         crop_steps = self.crop_steps(crop, timm_crop, interpolation)
-        super().__init__(small + crop_steps + flips + second.transforms + last.transforms)
+        erasing = last.transforms[2:]  # after timm's own tensor and normalisation
+        super().__init__([*small, *crop_steps, *flips, *second.transforms, Normalise(mean, std), *erasing])
         self.inactive = self.inactive_options(crop, hflip, vflip, reprob)
 
     def crop_steps(self, crop, timm_crop, interpolation):
@@ -181,7 +204,7 @@ class EvalTransform(T.Compose):
 
     def __init__(self, img_size, mean, std, interpolation="bicubic", crop=True):
         fit = Fit(as_size(img_size), interpolation, margin=EVAL_CROP if crop else None)
-        super().__init__([fit, T.ToTensor(), T.Normalize(tuple(mean), tuple(std))])
+        super().__init__([fit, Normalise(mean, std)])
 
     def describe(self):
         """The pipeline, one line per step."""
@@ -194,9 +217,6 @@ def describe_steps(steps, auto_augment=""):
     for step in steps:
         if isinstance(step, POLICIES):
             lines.append(describe_auto_augment(step, auto_augment))
-        elif isinstance(step, T.Normalize):
-            mean, std = ([round(float(value), 4) for value in values] for values in (step.mean, step.std))
-            lines.append(f"Normalize(mean={mean}, std={std})")
         else:
             lines.append(" ".join(repr(step).split()))
     return lines

@@ -3,8 +3,8 @@
 import warnings
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import tasks
@@ -30,6 +30,8 @@ def build(config, world, log, training=True):
     for line in task.data.description:
         if training or line.startswith(("data:", "eval:")):
             log.info(line)
+    if config.COMPILE:
+        log.info("compiled: mode {}, {}".format(*compile_mode(config, world)))
     return task, model.to(world.device)
 
 
@@ -50,14 +52,14 @@ def build_state(config, world, task, model):
     """`TrainState` around `model`, which is already on its device."""
     sync_bn = uses_sync_bn(config.TRAIN.SYNC_BN, world)
     if sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # timm's: torch's own takes the activation away from norms with one
     if config.TEST.WEIGHTS == "ema" and not config.TRAIN.EMA.ENABLE:
         raise ConfigError("TEST.WEIGHTS: 'ema', but TRAIN.EMA.ENABLE is False; use 'auto'")
     ema = None
     if config.TRAIN.EMA.ENABLE:
         ema = ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY, use_warmup=config.TRAIN.EMA.WARMUP)
     statistics = RunningStatistics(model)
-    runner = compiled(task.learner(model), config)
+    runner = compiled(task.learner(model), config, world)
     if world.size > 1:
         runner = distribute(runner, world.device)
     per_epoch = steps_per_epoch(task.data.train.batches_per_epoch, config.TRAIN.ACCUMULATION_STEPS)
@@ -68,7 +70,7 @@ def build_state(config, world, task, model):
         model=model,
         runner=runner,
         evaluator=evaluator,
-        eval_runner=compiled(evaluator, config) if task.one_size else evaluator,
+        eval_runner=compiled(evaluator, config, world) if task.one_size else evaluator,
         optimizer=build_optimizer(config, model, schedule.base_lr),
         schedule=schedule,
         statistics=statistics,
@@ -90,9 +92,22 @@ def uses_sync_bn(setting, world):
     return world.size > 1 and world.device.type == "cuda" and setting != "off"
 
 
-def compiled(module, config):
+def compiled(module, config, world):
     """`module` compiled for fixed shapes if COMPILE is on, else as it is."""
-    return torch.compile(module, mode=config.COMPILE_MODE, dynamic=False) if config.COMPILE else module
+    return torch.compile(module, mode=compile_mode(config, world)[0], dynamic=False) if config.COMPILE else module
+
+
+def compile_mode(config, world):
+    """(mode of torch.compile, what it means in words): COMPILE_MODE, where 'auto' takes CUDA graphs if it can."""
+    if config.COMPILE_MODE != "auto":
+        return config.COMPILE_MODE, "as asked for"
+    if world.device.type != "cuda":
+        return "default", f"no CUDA graphs on {world.device.type}"
+    if world.size > 1:
+        return "default", "no CUDA graphs with several processes, unless COMPILE_MODE asks for them"
+    if config.TRAIN.ACCUMULATION_STEPS > 1:
+        return "default", "no CUDA graphs with TRAIN.ACCUMULATION_STEPS: a graph overwrites its gradients"
+    return "reduce-overhead", "with CUDA graphs"
 
 
 def distribute(runner, device):

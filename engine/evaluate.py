@@ -31,6 +31,7 @@ def evaluate(task, loader, model, settings, stop, runner=None):
             continue  # this rank's share is a batch shorter than another's
         size = task.size(batch)
         whole, seen = whole or size, seen + size
+        torch.compiler.cudagraph_mark_step_begin()  # else CUDA graphs record every batch anew, to keep its result
         with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):
             meter.add(runner if runner is not None and size == whole else model, batch)
     (total,) = world.sum([seen])
@@ -43,7 +44,7 @@ def evaluate_checkpoint(config, world, log):
     """--eval --resume FILE: the exact figures of that file, and of no other."""
     task, model = build(config, world, log, training=False)
     world.together(lambda: load_for_evaluation(task, model, config, log))
-    settings, runner = build_settings(config, world), compiled(model, config)
+    settings, runner = build_settings(config, world), compiled(model, config, world)
     with StopSignals() as stop:
         for name, loader in (("val", task.data.val), ("test", task.data.test)):
             if loader is not None:

@@ -42,19 +42,24 @@ class Run:
         return self
 
     def __exit__(self, _kind, error, _traceback):
+        explained = explain(error, self.world)
         try:
             if isinstance(error, Interrupted):
                 self.save_last()
                 self.log.heading(f"{error} at step {self.state.progress.step}; the same command continues")
             if error is not None:
-                error = explain(error, self.world) or error
-                self.log.record(error.line() if isinstance(error, RunError) else repr(error))
-                code, again = getattr(error, "exit_code", 1), getattr(error, "retryable", False)
-                self.folder.write_exit(getattr(error, "label", "crash"), code, again)
+                self._note_end(explained or error)
         finally:
             self.log.close()
             self.folder.close()
             self.stop.__exit__()
+        if explained is not None:
+            raise explained from error
+
+    def _note_end(self, error):
+        self.log.record(error.line() if isinstance(error, RunError) else repr(error))
+        code, again = getattr(error, "exit_code", 1), getattr(error, "retryable", False)
+        self.folder.write_exit(getattr(error, "label", "crash"), code, again)
 
     @property
     def history(self):
@@ -72,9 +77,7 @@ class Run:
         if self.is_complete():
             self.log.heading(f"already complete: {self.folder.path}, best {self.say(self.best())}")
             return True
-        self.world.together(lambda: self.world.is_main and self.folder.open())
-        if self.world.is_main:
-            self._prepare(command, config_text)
+        self.world.together(lambda: self.world.is_main and self._prepare(command, config_text))
         self._describe(path, changes)
         self.clock = self.saved_at = time.perf_counter()
         return False
@@ -117,6 +120,7 @@ class Run:
         return self.world.gather(done and (self.folder.path / "summary.json").exists())[0]
 
     def _prepare(self, command, config_text):
+        self.folder.open()
         for leftover in temporary_files(self.folder.checkpoints):  # of a process that was killed while writing
             leftover.unlink()
         (self.folder.path / "summary.json").unlink(missing_ok=True)  # of a shorter run that is being extended

@@ -44,29 +44,33 @@ def execute(train, argv):
     if config.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     world = distributed.connect(config.DEVICE, config.DIST_TIMEOUT, args.local_rank)
+    from engine import failures
+
     try:
-        from engine import failures
         from engine.evaluate import evaluate_checkpoint
         from engine.throughput import measure
         from models.checks import ArgumentError
         from tasks.backbone import key_of
+        from utils.threads import making_way
 
         refuse_different_configurations(world, configuration.to_plain(config))
         log = Logger(world.is_main)
-        if args.throughput:
-            measure(config, world, log)
-        elif args.eval:
-            evaluate_checkpoint(config, world, log)
-        else:
-            text = configuration.dump_with_origins(config, origins)
-            train(config, world, log, shlex.join(["python", "main.py", *argv]), text)
+        with making_way(world.device):
+            if args.throughput:
+                measure(config, world, log)
+            elif args.eval:
+                evaluate_checkpoint(config, world, log)
+            else:
+                text = configuration.dump_with_origins(config, origins)
+                train(config, world, log, shlex.join(["python", "main.py", *argv]), text)
     except ArgumentError as error:  # of a forward pass: models know keywords, the user of a YAML file keys
         raise ConfigError(error.spelled(key_of)) from error
-    except RunError as error:
-        failures.tell(error, world)
+    except Interrupted:  # on all ranks together
         raise
-    except RuntimeError as error:
+    except Exception as error:
         explained = failures.explain(error, world)
+        failures.tell(explained or error, world)
+        distributed.abort(world)
         if explained is None:
             raise
         raise explained from error

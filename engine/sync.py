@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.failures import wait
 from utils.errors import RunError
 from utils.signals import STOP_SIGNALS
 
@@ -36,40 +37,49 @@ def next_batch(batches):
         raise error from None
 
 
-class RunningStatistics:
-    """BatchNorm's running statistics of a whole model as one flat tensor: saved, restored, averaged in one operation.
+ALIGNMENT = 16  # bytes: the compiler gives up CUDA graphs for a buffer that moves and begins elsewhere
 
-    Turns every running mean and variance of `model` into a view of `flat`, and every counter into one of `counts`.
+
+class RunningStatistics:
+    """BatchNorm's running statistics of a whole model as few flat tensors: saved, restored, averaged in few operations.
+
+    Turns every running mean, variance and counter of `model` into a view of the one of `packs` that has its type.
     Created after the model is on its device. Loading a state dict copies into the views, so they stay views.
     """
 
     def __init__(self, model):
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-        buffers = [(module, name) for module in norms for name in ("running_mean", "running_var")]
-        counters = [(module, "num_batches_tracked") for module in norms]
-        device = next(model.parameters()).device
-        self.flat = self._gather(buffers, torch.zeros(0, device=device))
-        self.counts = self._gather(counters, torch.zeros(0, dtype=torch.int64, device=device))
+        by_type = {}
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            for module in norms:
+                by_type.setdefault(getattr(module, name).dtype, []).append((module, name))
+        self.packs = [pack(entries) for entries in by_type.values()]
 
-    @staticmethod
-    def _gather(entries, empty):
-        flat = torch.cat([empty, *(getattr(module, name).reshape(-1) for module, name in entries)])
-        start = 0
-        for module, name in entries:
-            buffer = getattr(module, name)
-            setattr(module, name, flat[start : start + buffer.numel()].view(buffer.shape))
-            start += buffer.numel()
-        return flat
+    @property
+    def moments(self):
+        """The packs of means and variances, without those of counters."""
+        return [flat for flat in self.packs if flat.is_floating_point()]
 
     def snapshot(self):
         """A copy to give to `keep_if`."""
-        return self.flat.clone(), self.counts.clone()
+        return [flat.clone() for flat in self.packs]
 
     def keep_if(self, good, snapshot):
         """Go back to `snapshot` unless `good` (a boolean tensor on the device; the host does not look at it)."""
-        flat, counts = snapshot
-        self.flat.copy_(torch.where(good, self.flat, flat))
-        self.counts.copy_(torch.where(good, self.counts, counts))
+        for flat, before in zip(self.packs, snapshot, strict=True):
+            flat.copy_(torch.where(good, flat, before))
+
+
+def pack(entries):
+    """Move buffers of one type, (module, name) each, into one flat tensor, which is returned; they become its views."""
+    buffers = [getattr(module, name) for module, name in entries]
+    step = ALIGNMENT // buffers[0].element_size()
+    sizes = [-(-buffer.numel() // step) * step for buffer in buffers]
+    flat = buffers[0].new_zeros(sum(sizes))
+    for (module, name), buffer, room in zip(entries, buffers, flat.split(sizes), strict=True):
+        view = room[: buffer.numel()].view(buffer.shape)
+        setattr(module, name, view.copy_(buffer))
+    return flat
 
 
 class StepSync:
@@ -93,12 +103,12 @@ class StepSync:
         if self.world.size == 1:
             return packet
         size = packet.numel()
-        if self.statistics is not None:
-            packet = torch.cat([packet, self.statistics.flat])
+        moments = self.statistics.moments if self.statistics is not None else []
+        packet = torch.cat([packet, *moments])
         dist.all_reduce(packet)
         packet[: losses.numel()] /= self.world.size
-        if self.statistics is not None:
-            torch.div(packet[size:], self.world.size, out=self.statistics.flat)
+        for total, mean in zip(packet[size:].split([flat.numel() for flat in moments]), moments, strict=True):
+            torch.div(total, self.world.size, out=mean)
         return packet[:size]
 
     @staticmethod
@@ -115,8 +125,9 @@ class DelayedRead:
     been under way while the host prepared this step. `flush` waits for the last one.
     """
 
-    def __init__(self, device):
-        self.lagging = device.type == "cuda"
+    def __init__(self, world):
+        self.world = world
+        self.lagging = world.device.type == "cuda"
         self._pending = None
 
     def push(self, tensor, tag):
@@ -132,10 +143,10 @@ class DelayedRead:
         return ready
 
     def flush(self):
-        """List of (values, tag) still under way, after waiting for it."""
+        """List of (values, tag) still under way, after waiting for it. Raises what `engine.failures.wait` does."""
         if self._pending is None:
             return []
         host, tag, event = self._pending
         self._pending = None
-        event.synchronize()
+        wait(event, self.world)
         return [(host.tolist(), tag)]

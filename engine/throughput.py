@@ -60,6 +60,7 @@ def measure(config, world, log):
 
     @torch.inference_mode()
     def forward():
+        torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):
             state.eval_runner(inputs[0])
 

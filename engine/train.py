@@ -1,7 +1,8 @@
 """One epoch of training and the step that it repeats, as functions of explicit objects.
 
 Everything random in a step is a function of (seed, step, micro-batch, rank), so a step can be repeated bit for bit
-after a resume. The host never waits for the device inside a step: what it needs to know is one tensor, read later.
+after a resume. The host does not wait for the device inside a step (docs/reliability.md names the exceptions): what it
+needs to know is one tensor, read later.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from engine.failures import wait
 from engine.nonfinite import refuse
 from engine.sync import DelayedRead, Wishes, next_batch
 from logger import duration
@@ -144,6 +146,15 @@ def accumulate(state, task, settings, group):
     return total, names
 
 
+def known(flag, world):
+    """The value of a flag on the device; raises what `engine.failures.wait` does if it never comes."""
+    if flag.is_cuda:
+        event = torch.cuda.Event()
+        event.record()
+        wait(event, world)
+    return bool(flag)
+
+
 def update(state, parameters, finite, grad_norm, settings):
     """Clip and apply the gradients if `finite`; on a GPU the optimizer decides by the flag on the device."""
     if settings.clip_grad:
@@ -151,7 +162,7 @@ def update(state, parameters, finite, grad_norm, settings):
     if finite.is_cuda and getattr(state.optimizer, "_step_supports_amp_scaling", False):
         state.optimizer.grad_scale, state.optimizer.found_inf = None, (~finite).float()
         state.optimizer.step()
-    elif finite:
+    elif known(finite, settings.world):
         state.optimizer.step()
     if state.scaler:
         state.scaler.update()
@@ -185,14 +196,16 @@ def steps_per_epoch(batches, accumulation):
     return -(-batches // accumulation)
 
 
-def groups(loader, accumulation, step, end):
+def groups(loader, settings, step, end):
     """The micro-batches of the optimizer steps from `step` to before `end`, a list for each, pass after pass."""
+    accumulation = settings.accumulation
     per_epoch = steps_per_epoch(loader.batches_per_epoch, accumulation)
     while step < end:
         epoch, first = divmod(step, per_epoch)
         batches = loader.epoch(epoch, start=first * accumulation)
         for position in range(first, min(per_epoch, first + end - step)):
             size = min(accumulation, loader.batches_per_epoch - position * accumulation)
+            settings.world.at(epoch * per_epoch + position)
             yield [next_batch(batches) for _ in range(size)]
         step = min(end, (epoch + 1) * per_epoch)
 
@@ -210,7 +223,7 @@ def train_one_epoch(state, task, loader, epoch, settings, session):
     per_epoch = steps_per_epoch(loader.batches_per_epoch, settings.accumulation)
     monitor = EpochMonitor(state, task, settings, session.log, per_epoch)
     end = min(state.schedule.total_steps, (epoch + 1) * (settings.between or per_epoch))
-    for group in groups(loader, settings.accumulation, progress.step, end):
+    for group in groups(loader, settings, progress.step, end):
         record, names = train_step(state, task, settings, group, session.wishes)
         progress.step += 1
         monitor.receive(monitor.reader.push(record, (progress.step - 1, names, group)))
@@ -228,7 +241,7 @@ class EpochMonitor:
 
     def __init__(self, state, task, settings, log, per_epoch):
         self.state, self.task, self.settings, self.log, self.per_epoch = state, task, settings, log, per_epoch
-        self.reader = DelayedRead(settings.world.device)
+        self.reader = DelayedRead(settings.world)
         self.stop = None  # name of the signal that some rank received
         self.save = False  # some rank wants a checkpoint
         self.started = time.perf_counter()

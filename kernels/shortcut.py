@@ -1,9 +1,10 @@
 """Triton kernels of the depth-wise shortcut on tokens (B, P + H*W, C), C fastest, P prefix (class) tokens in front.
 
 Every program handles ROWS consecutive tokens (of the whole batch, so that no program is half empty when the grid is
-small) times BLOCK_C channels. Neighbours on the grid are masked loads, which the cache answers. Sums over tokens are
-made in two stages: each program writes its part into a row of its own, and the rows are added afterwards in a fixed
-order. There are no atomics, so a run repeats bit for bit. All arithmetic is in `WIDE`, float32 (float64 for float64).
+small; `correlate_kernel` says why it does otherwise) times BLOCK_C channels. Neighbours on the grid are masked loads,
+which the cache answers. Sums over tokens are made in two stages: each program writes its part into a row of its own,
+and the rows are added afterwards in a fixed order. There are no atomics, so a run repeats bit for bit. All
+arithmetic is in `WIDE`, the type of tables and sums: float32 (float64 for float64).
 """
 
 import triton
@@ -60,9 +61,10 @@ def within(position, size):
 @triton.jit
 def gelu_moments_kernel(
     x, g, partial, total, tokens, prefix, channels, stride_b, stride_n,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """g = GELU(x) of the patch tokens, and of g per program and channel (count, mean, sum of squared deviations)."""
+    WIDE: tl.constexpr = partial.dtype.element_ty
     i, c, valid, c_mask = tile(total, channels, ROWS, BLOCK_C)
     mask = valid[:, None] & c_mask
     value = tl.load(x + element(i // tokens, prefix + i % tokens, c, stride_b, stride_n), mask=mask, other=0.0).to(WIDE)
@@ -82,12 +84,13 @@ def gelu_moments_kernel(
 def add_kernel(
     residual, x, g, table, out, total, tokens, prefix, height, width, channels,
     residual_stride_b, residual_stride_n, x_stride_b, x_stride_n,
-    KERNEL: tl.constexpr, IDENTITY: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    KERNEL: tl.constexpr, IDENTITY: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out = residual + D + sum over taps (E g + F) where the neighbour exists (+ I x); prefix tokens: residual.
 
     table: (2 taps + 2, C), the rows E, F, D, I. tokens: P + H*W.
     """
+    WIDE: tl.constexpr = table.dtype.element_ty
     TAPS: tl.constexpr = KERNEL * KERNEL
     i, c, valid, c_mask = tile(total, channels, ROWS, BLOCK_C)
     image, token = i // tokens, i % tokens
@@ -120,50 +123,68 @@ def add_kernel(
 
 @triton.jit
 def correlate_kernel(
-    d, x, g, partial, total, tokens, prefix, height, width, channels, d_stride_b, d_stride_n, x_stride_b, x_stride_n,
-    KERNEL: tl.constexpr, IDENTITY: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    d, x, g, partial, batch, tokens, prefix, height, width, channels, d_stride_b, d_stride_n, x_stride_b, x_stride_n,
+    KERNEL: tl.constexpr, TAP_ROWS: tl.constexpr, IDENTITY: tl.constexpr, IMAGES: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Per program and channel, for each tap the sums of d * g[neighbour] and of d where the neighbour exists.
 
+    A program handles the same ROWS tokens of IMAGES images, and TAP_ROWS rows of taps. Which neighbours exist is the
+    same in all of them, so products are added up in registers, d once for all taps, and tokens only at the end.
     partial: (programs, 2 taps + 1, C); the last row is the sum of d * x (0 without IDENTITY). tokens: H*W.
     """
+    WIDE: tl.constexpr = partial.dtype.element_ty
     TAPS: tl.constexpr = KERNEL * KERNEL
-    i, c, valid, c_mask = tile(total, channels, ROWS, BLOCK_C)
-    image, at = i // tokens, i % tokens
-    row, column = at // width, at % width
-    mask = valid[:, None] & c_mask
-    gradient = tl.load(d + element(image, prefix + at, c, d_stride_b, d_stride_n), mask=mask, other=0.0).to(WIDE)
-    first = g + flat(i, c, channels)
+    OWN: tl.constexpr = TAP_ROWS * KERNEL  # taps of this program
+    blocks = tl.cdiv(tokens, ROWS)
+    at = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    known, mask = c < channels, (at < tokens)[:, None] & (c < channels)[None, :]
+    exists, there = (), ()  # of the neighbours at these taps: masks, and offsets in g
+    for i in tl.static_range(OWN):
+        down, right = tl.program_id(2) * TAP_ROWS + i // KERNEL - KERNEL // 2, i % KERNEL - KERNEL // 2
+        exists += (mask & (within(at // width + down, height) & within(at % width + right, width))[:, None],)
+        there += (flat(at + down * width + right, c, channels),)
+    first = (tl.program_id(0) // blocks).to(tl.int64) * IMAGES
+    d += first * d_stride_b + prefix * d_stride_n
+    x += first * x_stride_b + prefix * x_stride_n
+    g += first * tokens * channels
+    total = tl.zeros([ROWS, BLOCK_C], WIDE)
+    of_x, products = total, (total,) * OWN
+    left = tl.minimum(batch - first, IMAGES)
+    while left > 0:
+        gradient = tl.load(d + flat(at, c, d_stride_n), mask=mask, other=0.0).to(WIDE)
+        total += gradient
+        if IDENTITY:
+            of_x += gradient * tl.load(x + flat(at, c, x_stride_n), mask=mask, other=0.0).to(WIDE)
+        added = ()
+        for i in tl.static_range(OWN):
+            added += (products[i] + gradient * tl.load(g + there[i], mask=exists[i], other=0.0).to(WIDE),)
+        products = added
+        d += d_stride_b
+        x += x_stride_b
+        g += tokens * channels
+        left -= 1
     into = partial + tl.program_id(0).to(tl.int64) * (2 * TAPS + 1) * channels + c
-    for i_tap in range(KERNEL):
-        down = i_tap - KERNEL // 2
-        row_exists = valid & within(row + down, height)
-        for j_tap in tl.static_range(KERNEL):
-            right = j_tap - KERNEL // 2
-            tap = i_tap * KERNEL + j_tap
-            exists = row_exists & within(column + right, width)
-            value = tl.load(first + (down * width + right) * channels, mask=exists[:, None] & c_mask, other=0.0)
-            tl.store(into + tap * channels, tl.sum(gradient * value.to(WIDE), axis=0), mask=c < channels)
-            counted = tl.sum(gradient * exists.to(WIDE)[:, None], axis=0)
-            tl.store(into + (TAPS + tap) * channels, counted, mask=c < channels)
-    if IDENTITY:
-        value = tl.load(x + element(image, prefix + at, c, x_stride_b, x_stride_n), mask=mask, other=0.0).to(WIDE)
-        tl.store(into + 2 * TAPS * channels, tl.sum(gradient * value, axis=0), mask=c < channels)
-    else:
-        tl.store(into + 2 * TAPS * channels, tl.zeros([BLOCK_C], WIDE), mask=c < channels)
+    for i in tl.static_range(OWN):
+        row = into + (tl.program_id(2) * OWN + i) * channels
+        tl.store(row, tl.sum(products[i], axis=0), mask=known)
+        tl.store(row + TAPS * channels, tl.sum(tl.where(exists[i], total, 0.0), axis=0), mask=known)
+    tl.store(into + 2 * TAPS * channels, tl.sum(of_x, axis=0), mask=known & (tl.program_id(2) == 0))
 
 
 @triton.jit
 def input_gradient_kernel(
     d, x, table, moments, out, total, tokens, prefix, height, width, channels,
     d_stride_b, d_stride_n, x_stride_b, x_stride_n,
-    KERNEL: tl.constexpr, BATCH: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    KERNEL: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out = GELU'(x) * (sum over taps E d[opposite neighbour] + what comes through the batch) + I d; prefix tokens: 0.
 
     table: (taps + 3, C), see unfold_kernel. moments: (3, C), of which count and mean are used. tokens: P + H*W.
     BATCH: the norms used mean and variance of the batch; otherwise nothing comes through them.
     """
+    WIDE: tl.constexpr = table.dtype.element_ty
     TAPS: tl.constexpr = KERNEL * KERNEL
     i, c, valid, c_mask = tile(total, channels, ROWS, BLOCK_C)
     image, token = i // tokens, i % tokens

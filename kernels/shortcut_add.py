@@ -18,6 +18,13 @@ Results are the same bits in every run.
 import torch
 from torch import Tensor
 
+from kernels import INTERPRETED
+from kernels.shortcut_stages import add, combine, correlate, fold, gather_ranks, gelu_moments, input_gradient, unfold
+
+# A compiler looks into a `triton_op` and launches the kernels itself, without the 0.1 ms of Python around each; the
+# interpreter's kernels are not for compilers.
+register = torch.library.custom_op if INTERPRETED else torch.library.triton_op
+
 
 def shortcut_add(
     residual, x, weight, bias, bn_weight, bn_bias, scale=None, running=None, *, eps, identity, grid, sync=False
@@ -45,7 +52,7 @@ def stored_type(x):
     return x.dtype
 
 
-@torch.library.custom_op("locality::shortcut_add", mutates_args=())
+@register("locality::shortcut_add", mutates_args=())
 def operator(
     residual: Tensor,
     x: Tensor,
@@ -67,19 +74,17 @@ def operator(
 
     mean, variance: (k, C), or None for those of the batch; moments are 0 if they are given.
     """
-    from kernels import shortcut_stages as stages
-
     residual, x, parameters = dense(residual), dense(x), contiguous(weight, bias, bn_weight, bn_bias, scale)
-    g, partial = stages.gelu_moments(x, height * width, stored, weight.dtype)
+    g, partial = gelu_moments(x, height * width, stored, weight.dtype)
     if mean is None:
-        moments = stages.combine(partial)
+        moments = combine(partial)
         if sync:
-            moments = stages.combine(stages.gather_ranks(moments))
+            moments = combine(gather_ranks(moments))
         mean, variance = moments[1:2], moments[2:] / moments[:1]
     else:
         moments, mean, variance = torch.zeros_like(partial[0]), *contiguous(mean, variance)
-    table, inverse = stages.fold(parameters, mean, variance, eps, identity)
-    out = stages.add(residual, x, g, table, (height, width), identity)
+    table, inverse = fold(parameters, mean, variance, eps, identity)
+    out = add(residual, x, g, table, (height, width), identity)
     return out, g, moments, inverse
 
 
@@ -93,7 +98,7 @@ def operator_shapes(
     return residual.new_empty(residual.shape), g, moments, inverse
 
 
-@torch.library.custom_op("locality::shortcut_add_backward", mutates_args=())
+@register("locality::shortcut_add_backward", mutates_args=())
 def backward_operator(
     d: Tensor,
     x: Tensor,
@@ -112,17 +117,15 @@ def backward_operator(
     sync: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias, bn_weight, bn_bias, and of scale per channel (C,), from d (B, P + H*W, C)."""
-    from kernels import shortcut_stages as stages
-
     d, x, parameters = dense(d), dense(x), contiguous(weight, bias, bn_weight, bn_bias, scale)
     grid, kernel, from_batch = (height, width), weight.shape[-1], mean is None
     mean = moments[1:2] if from_batch else mean.contiguous()
-    sums = stages.correlate(d, x, g, grid, kernel, weight.dtype, identity and scale is not None)
-    gradients, table = stages.unfold(sums, parameters, mean, inverse, identity)
+    sums = correlate(d, x, g, grid, kernel, weight.dtype, identity and scale is not None)
+    gradients, table = unfold(sums, parameters, mean, inverse, identity)
     if sync and from_batch:
         through_batch = table[kernel**2 : kernel**2 + 2]
-        through_batch.copy_(stages.gather_ranks(through_batch).sum(0))
-    return stages.input_gradient(d, x, table, moments, grid, from_batch), *gradients
+        through_batch.copy_(gather_ranks(through_batch).sum(0))
+    return input_gradient(d, x, table, moments, grid, from_batch), *gradients
 
 
 @backward_operator.register_fake

@@ -17,10 +17,9 @@ def block(channels, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def combine_kernel(
-    parts, out, n, channels, ROUNDS: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def combine_kernel(parts, out, n, channels, ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
     """parts (n, 3, C), count, mean and sum of squared deviations -> out (groups, 3, C), of ROUNDS * ROWS parts each."""
+    WIDE: tl.constexpr = parts.dtype.element_ty
     c, known = block(channels, BLOCK_C)
     total, mean, squares = tl.zeros([BLOCK_C], WIDE), tl.zeros([BLOCK_C], WIDE), tl.zeros([BLOCK_C], WIDE)
     for turn in range(ROUNDS):
@@ -46,14 +45,16 @@ def combine_kernel(
 
 @triton.jit
 def fold_kernel(
-    weight, bias, gamma, beta, scale, mean, variance, table, inverse, eps, stride_k, channels,
+    weight, bias, gamma, beta, scale, mean, variance, table, inverse, stride_k, channels,
     KERNELS: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, IDENTITY: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_C: tl.constexpr,
+    EPS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """table (2 taps + 2, C): rows E, F, bias, I, times scale; inverse (k, C): 1 / sqrt(variance + eps).
 
     weight (k, C, taps); gamma, beta (k, C); mean, variance: of norm k at k * stride_k, which is 0 if all share them.
+    EPS is a constant, because Inductor gives a float to a kernel as float64 and all else here would become that.
     """
+    WIDE: tl.constexpr = table.dtype.element_ty
     c, known = block(channels, BLOCK_C)
     tap = tl.arange(0, ROWS)  # TAPS rounded up to a power of two
     mask = (tap < TAPS)[:, None] & known[None, :]
@@ -62,7 +63,7 @@ def fold_kernel(
         size *= tl.load(scale)
     e, f = tl.zeros([ROWS, BLOCK_C], WIDE), tl.zeros([ROWS, BLOCK_C], WIDE)
     for k in range(KERNELS):
-        inv = tl.rsqrt(tl.load(variance + k * stride_k + c, mask=known, other=1.0) + eps)
+        inv = tl.rsqrt(tl.load(variance + k * stride_k + c, mask=known, other=1.0) + EPS)
         tl.store(inverse + k * channels + c, inv, mask=known)
         factor = tl.load(gamma + k * channels + c, mask=known, other=0.0) * inv
         middle = tl.load(mean + k * stride_k + c, mask=known, other=0.0)
@@ -82,12 +83,13 @@ def unfold_kernel(
     sums, weight, bias, gamma, beta, scale, mean, inverse, d_weight, d_bias, d_gamma, d_beta, d_scale, table,
     stride_k, channels,
     KERNELS: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, IDENTITY: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums (2 taps + 1, C), rows G, H and sum of d * x -> gradients of the parameters, that of scale per channel.
 
     table (taps + 3, C): E times scale; count * (gradient of the batch's mean, 2 * that of its variance); I times scale.
     """
+    WIDE: tl.constexpr = table.dtype.element_ty
     c, known = block(channels, BLOCK_C)
     tap = tl.arange(0, ROWS)
     mask = (tap < TAPS)[:, None] & known[None, :]

@@ -50,6 +50,8 @@ class DWShortcut(nn.Module):
         """residual + s(x), both (B, P + N, C); the P prefix tokens of the residual get exactly nothing."""
         if fused_shortcut.fits(self, x):
             return fused_shortcut.add(self, residual, x, grid)
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))  # once and here: GELU and norm, too, are bound by memory
         bypass = self(x[:, prefix_tokens:], grid)
         return residual + (F.pad(bypass, (0, 0, prefix_tokens, 0)) if prefix_tokens > 0 else bypass)
 

@@ -50,6 +50,26 @@ def signal_at_step(step, name, ranks=(0,)):
     after_backward(action)
 
 
+def out_of_memory(step, ranks):
+    """The GPU of these ranks is full in step `step`."""
+
+    def action(loss, _state, now, _micro):
+        if now == step and rank() in ranks:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+        return loss
+
+    after_backward(action)
+
+
+def crash_at_step(step, ranks):
+    """A programming error in step `step`."""
+
+    def action(loss, _state, now, _micro):
+        return 1 // 0 if now == step and rank() in ranks else loss
+
+    after_backward(action)
+
+
 def nan_loss(steps, ranks=(0,)):
     """The loss of these steps is NaN on these ranks."""
 
@@ -75,6 +95,45 @@ def nan_module(step, module):
                 handle.remove()
 
     stepping.micro_losses = wrapped
+
+
+def joined_norms(then, arguments):
+    """Not a fault: SyncBatchNorm works on CPUs, by sums over ranks in forward and backward. `then` is the fault."""
+    from torch import nn
+    from torch.distributed.nn.functional import all_reduce
+
+    from engine import build
+
+    def forward(norm, x):
+        if not norm.training:
+            return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        dims, world_size = [0, *range(2, x.dim())], torch.distributed.get_world_size()
+        mean, square = all_reduce(torch.stack([x.mean(dims), x.square().mean(dims)])) / world_size
+        variance = square - mean.square()
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance, norm.momentum)
+        scale = norm.weight / (variance + norm.eps).sqrt()
+        return ((x.transpose(1, -1) - mean) * scale + norm.bias).transpose(1, -1)
+
+    nn.SyncBatchNorm.forward = forward
+    nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None
+    build.uses_sync_bn = lambda *_: True
+    globals()[then](**arguments)
+
+
+def nan_input(steps, ranks):
+    """The images of these steps are NaN on these ranks."""
+    from tasks.classification import Classification
+
+    original = Classification.inputs
+
+    def wrapped(task, batch, key, device, dtype):
+        images, targets = original(task, batch, key, device, dtype)
+        return (images * float("nan") if key[1] in steps and rank() in ranks else images), targets
+
+    Classification.inputs = wrapped
 
 
 def kill_in_validation(epoch):

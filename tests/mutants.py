@@ -136,7 +136,7 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         {
             "accumulated losses add up": ("loss = loss / len(group)", "loss = loss / 1"),
             "gradients of the last step stay": ("zero_grad(set_to_none=True)", "zero_grad"),
-            "a refused step is applied": ("elif finite:", "else:"),
+            "a refused step is applied": ("elif known(finite, settings.world):", "else:"),
             "statistics of a refused step stay": ("statistics.keep_if(finite, before)", "statistics.snapshot()"),
             "gradients never clipped": ("if settings.clip_grad:", "if False:"),
             "average always at its start": (
@@ -161,8 +161,9 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         "test_engine.py test_tasks.py test_main.py",
         {
             "loss summed over ranks": ("packet[: losses.numel()] /= self.world.size", "packet[: losses.numel()] /= 1"),
-            "statistics summed over ranks": ("torch.div(packet[size:], self.world.size", "torch.div(packet[size:], 1"),
-            "counters of a refused step stay": ("torch.where(good, self.counts, counts)", "self.counts"),
+            "statistics summed over ranks": ("torch.div(total, self.world.size", "torch.div(total, 1"),
+            "statistics of a refused step stay": ("torch.where(good, flat, before)", "flat"),
+            "buffers lie anywhere": ("-(-buffer.numel() // step) * step", "buffer.numel()"),
         },
     ),
     "engine/evaluate.py": (

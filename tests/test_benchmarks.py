@@ -7,12 +7,26 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import accuracy, against, augment_equivalence, end_to_end, loader, model_step, steps, time_shares
+from benchmarks import (
+    accuracy,
+    against,
+    augment_equivalence,
+    end_to_end,
+    first_gpu_run,
+    loader,
+    model_step,
+    steps,
+    time_shares,
+)
 from benchmarks import bytes as traced
+from benchmarks import shortcut as one_shortcut
 from benchmarks.command import RESULTS, table
+from benchmarks.first_gpu_run import Check, run_check
 from benchmarks.operators import REST, by_group, draw, training_traffic
 from benchmarks.protocol import AGAIN, Pace, Timing, interleaved, ratio_text, rows_of, spread
+from engine.command_line import build_parser
 from tests.helpers_data import small_config
+from tests.launch import ROOT
 from tests.same_results import differences
 from tools.shared.command import exit_code
 
@@ -49,6 +63,109 @@ def test_what_a_loader_prepared_ahead_is_not_timed():
     pace = Pace(warmup=5, blocks=2, steps=3)
     assert interleaved({"a": step}, 8, CPU, pace, settle=4, seconds=seconds)["a"].median == 8
     assert interleaved({"a": step}, 8, CPU, pace, seconds=seconds)["a"].median > 1e9
+
+
+def test_what_dynamo_would_run_eagerly_is_an_error(monkeypatch):
+    """One function with a variant more than its limit; a benchmark begins with none."""
+    limit = 4
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", limit)
+
+    def step_of(sizes):
+        run = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+        return lambda: [run(torch.zeros(size)) for size in sizes]
+
+    case = step_of(range(2, 2 + limit))
+    for _ in range(2):
+        interleaved({"enough": case}, 1, CPU, ONCE)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        interleaved({"too many": step_of(range(2, 4 + limit))}, 1, CPU, ONCE)
+
+
+def test_random_batches_stay_random_though_a_step_mixes_them_in_place(tiny_config):
+    batches = steps.pool(steps.configuration(tiny_config, 4), 10, CPU)
+    deviations = [float(next(batches).images.mul_(0.5).std()) for _ in range(3 * steps.POOL)]
+    assert min(deviations) > 0.45
+
+
+@pytest.mark.parametrize(
+    ("spans", "share"),
+    [
+        ([(0, 2), (1, 3), (5, 10)], 0.2),
+        ([(5, 10), (0, 5)], 0.0),
+        ([(0, 10), (2, 3)], 0.0),
+        ([], None),
+        ([(4, 4)], None),
+    ],
+)
+def test_the_share_of_the_time_without_a_kernel(spans, share):
+    assert end_to_end.idle_part(spans) == pytest.approx(share)
+
+
+def test_one_shortcut_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setitem(one_shortcut.SIZES, "Swin-T, stage 1", (8, (4, 4), 0))
+    words = ["--batch", "2", "--steps", "1", "--device", "cpu", "--output", str(tmp_path)]
+    assert exit_code(one_shortcut.run, words) == 0
+    results = json.loads((tmp_path / "shortcut_cpu_bfloat16.json").read_text())["results"]
+    names = ["plain modules, compiled", "plain modules"]
+    assert list(results["ViT-Tiny/16, batch 2"]) == [*names, names[0] + AGAIN]
+
+
+@pytest.mark.parametrize(
+    ("code", "check", "good", "word"),
+    [
+        ("print('done')", {}, True, "done"),
+        ("print('x'); exit(3)", {}, False, "exit code 3 instead of 0: x"),
+        ("exit(76)", {"code": 76}, True, "no output"),
+        ("import time; print('slow', flush=True); time.sleep(60)", {}, False, "stopped after 3 s: slow"),
+        ("print('skipping cudagraphs due to x')", {"forbidden": "skipping"}, False, "skipping cudagraphs due to x"),
+        ("print('new')", {"needed": "resuming"}, False, "says nothing of 'resuming'"),
+        ("import os; print(os.environ['TORCH_LOGS'])", {"logs": "recompiles", "counted": "comp"}, True, "1 x 'comp'"),
+    ],
+)
+def test_a_check_of_the_first_gpu_run(tmp_path, code, check, good, word):
+    found = run_check(Check("one", ("-c", code), 3, **check), 3, tmp_path / "log")
+    assert found == (good, word)
+
+
+def test_a_run_is_stopped_once_it_has_saved_something_new(tmp_path):
+    saved = tmp_path / "last.pth"
+    saved.touch()
+    code = f"import time; time.sleep(0.3); open({str(saved)!r}, 'w').write('x'); time.sleep(60)"
+    check = Check("stop", ("-c", code), 30, code=-15, stop_at=str(saved))
+    assert run_check(check, 30, tmp_path / "log")[0]
+
+
+def test_the_first_gpu_run_goes_on_after_a_failure_and_ends_in_time(tmp_path, monkeypatch, capsys):
+    found = [Check("bad", ("-c", "exit(1)"), 9), Check("good", ("-c", "print('fine')"), 9)]
+    found += [Check("late", ("-c", "import time; time.sleep(60)"), 60), Check("never", ("-c", ""), 9)]
+    monkeypatch.setattr(first_gpu_run, "checks", lambda *_: found)
+    monkeypatch.setattr(first_gpu_run, "obstacle", lambda _: "")
+    assert exit_code(first_gpu_run.run, ["--output", str(tmp_path), "--seconds", "9"]) == 2
+    rows = json.loads((tmp_path / "first_gpu_run.json").read_text())["checks"]
+    assert [row[1] for row in rows] == ["failed", "ok", "failed", "skipped"]
+    assert rows[3][3] == "no time left"
+    assert (tmp_path / "first_gpu_run" / "01_good.log").read_text() == "fine\n"
+    assert "failed" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would be a real one")
+def test_the_first_gpu_run_without_a_gpu_says_so_of_every_check(tmp_path, capsys, monkeypatch):
+    assert exit_code(first_gpu_run.run, ["--output", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()[: len(first_gpu_run.checks("cuda", tmp_path))]
+    assert len(lines) > 10
+    assert all(line.startswith("skipped") and line.endswith("no GPU") for line in lines)
+    monkeypatch.setattr(first_gpu_run, "PACKAGES", ("torch", "yacsx"))
+    assert first_gpu_run.obstacle(CPU) == "not installed: yacsx"
+
+
+def test_the_commands_of_the_first_gpu_run_exist(tmp_path):
+    """Files and modules are there, and main.py takes its options."""
+    for check in first_gpu_run.checks("cuda", tmp_path):
+        for word in check.words:
+            assert not word.endswith((".py", ".yaml")) or (ROOT / word).is_file(), word
+        if check.words[0] == "main.py":
+            assert build_parser().parse_args(check.words[1:]).cfg
 
 
 def test_a_difference_within_the_clocks_own_is_none():

@@ -1,11 +1,16 @@
 """What --compile compiles: forward, loss and backward of every family as one graph with fixed shapes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from timm.loss import SoftTargetCrossEntropy
 
+from engine.build import build
 from tasks.classification import Learner
 from tests.small import small, small_sizes
+from tests.tiny import write_config
+from utils.distributed import World
 from utils.errors import ConfigError
 
 SWIN = {"img_size": 32, "depths": (2, 1), "heads": (1, 2)}
@@ -64,3 +69,13 @@ def test_cuda_graphs_and_accumulation_are_refused_together(tmp_path):
     (tmp_path / "a.yaml").write_text("COMPILE: true\nCOMPILE_MODE: reduce-overhead\nTRAIN: {ACCUMULATION_STEPS: 2}\n")
     with pytest.raises(ConfigError, match="COMPILE_MODE: reduce-overhead .* uses CUDA graphs"):
         check(*load_config(tmp_path / "a.yaml"))
+
+
+def test_the_log_says_what_was_compiled_and_how(tmp_path):
+    from config import load_config
+
+    lines = []
+    config, _ = load_config(write_config(tmp_path, COMPILE=True))
+    log = SimpleNamespace(info=lines.append, warning=lines.append)
+    build(config, World(torch.device("cpu")), log)
+    assert "compiled: mode default, no CUDA graphs on cpu" in lines

@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from config import to_plain
+from data.base import ArrayImages
 from data.datasets.folders import read_part
 from data.device import build as loaders
 from data.device.build import CroppedSamples, DeviceLoaders
 from data.device.draws import draw, philox_key
 from data.device.recipe import read_recipe
+from data.device.store import NotResident
 from data.pipelines import CpuLoaders, choose_pipeline
 from data.transforms import TrainTransform
 from engine.resume import check_same_run
@@ -128,10 +131,21 @@ def test_evaluation_alone_builds_no_training_data():
     assert sum(len(labels) for _, labels in data.val) == 13
 
 
-def test_auto_leaves_cpus_alone():
-    data = build_data(small_config(FAKE), alone(), silent)
-    assert type(data.train).__name__ == "TrainLoader"
-    assert "pipeline: cpu (auto takes the device path on CUDA, this is cpu)" in data.description
+@pytest.mark.parametrize(
+    ("changes", "pipeline", "why"),
+    [({"DATA__IMG_SIZE": 32}, "device", "at most 32x32 in memory, which"),
+     ({"DATA__VAL_SPLIT": 0.2}, "device", "at most 32x32 in memory, which"),
+     ({"DATA__IMG_SIZE": 33}, "cpu", "for images of at most 32x32 in memory, this is cpu"),
+     ({"DATA__DATASET": FAKE}, "cpu", "for images of at most 32x32 in memory, this is cpu"),
+     ({"AUG__AUTO_AUGMENT": "augmix-m3"}, "cpu", "AugMixAugment"), ({"DATA__PIPELINE": "cpu"}, "cpu", "")],
+)  # fmt: skip
+def test_auto_on_a_cpu_takes_the_device_path_for_small_pixels_in_memory(changes, pipeline, why):
+    """Digits are an array of 8x8; the fake images are made one by one."""
+    data = build_data(small_config("digits", **{"DATA__IMG_SIZE": 8, **changes}), alone(), silent)
+    assert data.info.pipeline == pipeline
+    assert type(data.train).__name__ == {"cpu": "TrainLoader", "device": "ResidentTrainLoader"}[pipeline]
+    (line,) = (line for line in data.description if line.startswith("pipeline"))
+    assert why in line
 
 
 def test_what_the_device_does_not_do_is_refused_or_left_to_the_cpu():
@@ -160,6 +174,21 @@ def test_auto_says_what_it_chose(monkeypatch):
     pipeline, loaders, lines = choose_pipeline("auto", parts, transforms, on_cpu, on_device)
     assert (pipeline, lines) == ("device", ["pipeline: device (auto)", "on it"])
     assert loaders == {"train": None, "val": None}
+
+
+@pytest.mark.parametrize(("free", "fits"), [(4 * 3 * 12 * 12 * 2, True), (4 * 3 * 12 * 12 * 2 - 1, False)])
+def test_the_budget_asks_how_much_memory_the_gpu_has(monkeypatch, free, fits):
+    """A dataset within DATA.DEVICE_BUDGET may still be too large for the GPU: half of what is free is for the model."""
+    images = ArrayImages(np.zeros((4, 12, 12, 3), np.uint8), np.zeros(4, np.int64), "four")
+    reading = reading_of(small_config(FAKE), alone(), silent)
+    maker = DeviceLoaders(reading, torch.device("cuda", 0), 8.0, "", "auto")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+    monkeypatch.setattr("data.device.build.load_store", lambda *_: "loaded")
+    if fits:
+        assert maker.load(images) == "loaded"
+    else:
+        with pytest.raises(NotResident, match=r"4 images are .* GB of pixels, cuda:0 has .* GB free"):
+            maker.load(images)
 
 
 def test_auto_that_chooses_otherwise_is_noticed_on_resume():

@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from config import default_config
 from data import HostBatch, Mixing
+from engine import build, throughput
 from engine.evaluate import evaluate
 from engine.run import Run
 from engine.sync import RunningStatistics, StepSync, Wishes
@@ -36,6 +38,8 @@ UNASKED = SimpleNamespace(requested=None)
 
 class Plain:
     """Classification without mixing, plain cross-entropy, of batches (images, labels)."""
+
+    one_size = True
 
     def learner(self, model):
         return Learner(model, nn.CrossEntropyLoss())
@@ -216,12 +220,12 @@ def test_dropout_differs_by_step_micro_batch_and_rank_and_by_nothing_else():
 
 
 def test_ranks_agree_on_mean_losses_summed_flags_and_mean_statistics(monkeypatch):
-    other = torch.tensor([4.0, 0.5, 1.0, 0.0, 3.0, 5.0])  # of the other rank: two losses, two flags, two statistics
+    other = torch.tensor([4.0, 0.5, 1.0, 0.0, 3.0, 5.0, 2.0])  # of the other rank: two losses, two flags, statistics
     monkeypatch.setattr("torch.distributed.all_reduce", lambda packet: packet.add_(other))
-    statistics = SimpleNamespace(flat=torch.tensor([1.0, 3.0]))
+    statistics = SimpleNamespace(moments=[torch.tensor([1.0, 3.0]), torch.tensor([4.0], dtype=torch.float64)])
     sync = StepSync(World(CPU, size=2), statistics, average_statistics=True)
     assert sync.exchange(torch.tensor([2.0, 1.5]), [0.0, 1.0]).tolist() == [3.0, 1.0, 1.0, 1.0]
-    assert statistics.flat.tolist() == [2.0, 4.0]
+    assert [flat.tolist() for flat in statistics.moments] == [[2.0, 4.0], [3.0]]
 
 
 def test_the_mixture_differs_by_seed_step_micro_batch_and_rank():
@@ -320,7 +324,7 @@ def test_running_statistics_are_views_that_survive_loading_and_can_be_taken_back
     state = {name: torch.full_like(value, 2) for name, value in model.state_dict().items()}
     statistics = RunningStatistics(model)
     model.load_state_dict(state)
-    assert torch.equal(statistics.flat, torch.full((16,), 2.0))
+    assert torch.equal(statistics.packs[0], torch.full((16,), 2.0))
     before = statistics.snapshot()
     model(torch.randn(4, 3, 2, 2))
     changed = model[2].running_mean.clone()
@@ -329,3 +333,103 @@ def test_running_statistics_are_views_that_survive_loading_and_can_be_taken_back
     statistics.keep_if(torch.tensor(False), before)
     assert torch.equal(model[2].running_mean, torch.full((8,), 2.0))
     assert model[2].num_batches_tracked == 2
+
+
+def test_packed_statistics_keep_their_type_and_begin_where_cuda_graphs_want_them():
+    """Inductor takes no buffer for a static input of a graph whose address is not a multiple of 16 bytes."""
+    norms = [nn.BatchNorm1d(count) for count in (3, 8, 5)]
+    norms += [nn.BatchNorm1d(7).double(), nn.BatchNorm1d(3).bfloat16(), nn.BatchNorm1d(3, track_running_stats=False)]
+    model = nn.Sequential(*norms)
+    for number, buffer in enumerate(model.buffers()):
+        buffer.fill_(number)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    statistics = RunningStatistics(model)
+    assert all(buffer.data_ptr() % 16 == 0 for buffer in model.buffers())
+    found = model.state_dict()
+    assert all(found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in expected.items())
+    before = statistics.snapshot()
+    for buffer in model.buffers():
+        buffer.add_(1)
+    statistics.keep_if(torch.tensor(False), before)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+class Recorder:
+    """Stands in for a compiled module with CUDA graphs: a call within the same step is another recording."""
+
+    def __init__(self, model, monkeypatch):
+        self.model, self.place, self.recorded = model, 0, set()
+        monkeypatch.setattr("torch.compiler.cudagraph_mark_step_begin", self.begin)
+
+    def begin(self):
+        self.place = 0
+
+    def __call__(self, *inputs):
+        self.place += 1
+        self.recorded.add(self.place)
+        return self.model(*inputs)
+
+
+def test_an_epoch_of_evaluation_is_recorded_once(monkeypatch):
+    model = small_model()
+    recorder = Recorder(model, monkeypatch)
+    evaluate(Plain(), loader_of(make_batches(6, 4), 6, 24), model, StepSettings(WORLD), UNASKED, recorder)
+    assert recorder.recorded == {1}
+
+
+def test_the_forward_pass_of_throughput_is_recorded_once(monkeypatch):
+    state, shown = make_state(small_model()), []
+    task = Plain()
+    task.data = SimpleNamespace(train=Batches(make_batches(2, 4)))
+    state.evaluator = state.model
+    state.eval_runner = Recorder(state.model, monkeypatch)
+    monkeypatch.setattr(throughput, "build", lambda *_: (task, state.model))
+    monkeypatch.setattr(throughput, "build_state", lambda *_: state)
+    monkeypatch.setattr(throughput, "BLOCK_SECONDS", 0.001)
+    log = SimpleNamespace(heading=shown.append, info=shown.append)
+    throughput.measure(default_config(), WORLD, log)
+    assert len(shown) == 5
+    assert state.eval_runner.recorded == {1}
+
+
+class WithActivation(nn.Module):
+    """A convolution and a norm of timm that has its activation inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4), nn.BatchNorm2d(4))
+
+    def forward(self, images):
+        return self.body(images).mean((2, 3))
+
+
+def test_norms_that_see_all_ranks_keep_the_activations_of_timm(monkeypatch):
+    config, model = default_config(), WithActivation()
+    model.body[1].running_mean.add_(0.1)
+    images = torch.randn(2, 3, 4, 4)
+    expected = model.eval()(images)
+    monkeypatch.setattr(build, "uses_sync_bn", lambda *_: True)
+    task = Plain()
+    task.data = SimpleNamespace(train=Batches(make_batches(2, 4)))
+    state = build.build_state(config, WORLD, task, model)
+    assert [type(module) for module in state.model.body[1:]] == [SyncBatchNormAct, nn.SyncBatchNorm]
+    assert torch.equal(state.model.eval()(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "accumulation", "asked", "mode"),
+    [
+        ("cuda", 1, 1, "auto", "reduce-overhead"),
+        ("cuda", 2, 1, "auto", "default"),
+        ("cuda", 1, 2, "auto", "default"),
+        ("cpu", 1, 1, "auto", "default"),
+        ("cuda", 2, 1, "reduce-overhead", "reduce-overhead"),
+        ("cpu", 1, 1, "max-autotune", "max-autotune"),
+    ],
+)
+def test_cuda_graphs_are_taken_where_they_can_be_had(monkeypatch, device, size, accumulation, asked, mode):
+    config, used = default_config(), []
+    config.COMPILE, config.COMPILE_MODE, config.TRAIN.ACCUMULATION_STEPS = True, asked, accumulation
+    monkeypatch.setattr(torch, "compile", lambda module, mode, dynamic: used.append((mode, dynamic)) or module)
+    build.compiled(nn.Identity(), config, World(torch.device(device), size=size))
+    assert used == [(mode, False)]

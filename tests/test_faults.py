@@ -6,6 +6,7 @@ Numbers in names and comments are those of the fault table in docs/reliability.m
 import os
 import shutil
 import signal
+import socket
 import time
 
 import pytest
@@ -232,6 +233,71 @@ def test_nan_stops_within_one_step_and_names_the_module(tmp_path):  # 28
     assert all(torch.isfinite(tensor).all() for tensor in kept["model"].values())
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize(("fault", "said"), [("nan_loss", "the loss"), ("nan_input", "input images")])
+def test_nan_on_one_rank_with_norms_that_wait_for_all_ranks(tmp_path, fault, said, bad):  # 27, 28
+    """One rank alone has a reason to end before the backward pass, in which the norms of the other one wait for it."""
+    config = write_config(tmp_path, DIST_TIMEOUT=20)
+    fault = ("joined_norms", {"then": fault, "arguments": {"steps": [2], "ranks": (bad,)}})
+    results = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, ranks=2, fault=fault)
+    assert [result.code for result in results] == [76, 76], results[0].output
+    assert f"step 2: {said} (rank {bad})" in results[0].errors[0]
+    kept = final_state(tmp_path)
+    assert kept["progress"]["step"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in kept["model"].values())
+
+
+def test_norms_that_wait_for_all_ranks_forget_a_skipped_step(tmp_path):  # 27
+    config = write_config(tmp_path)
+    fault = ("joined_norms", {"then": "nan_input", "arguments": {"steps": [1], "ranks": (1,)}})
+    more = ("--opts", "TRAIN.MAX_SKIPPED_STEPS", "2")
+    results = run(arguments(config, tmp_path, *more), tmp_path, ranks=2, fault=fault)
+    assert [result.code for result in results] == [0, 0], results[0].output
+    state = final_state(tmp_path)
+    assert state["progress"]["skipped_total"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+    assert state["model"]["stack.shortcuts.0.norms.0.num_batches_tracked"] == 2 * (state["progress"]["step"] - 1)
+
+
+@pytest.mark.parametrize("halted", [0, 1])
+def test_a_halted_rank_is_named(tmp_path, halted):  # 29
+    config = write_config(tmp_path, DIST_TIMEOUT=6)
+    fault = ("signal_at_step", {"step": 2, "name": "SIGSTOP", "ranks": (halted,)})
+    processes = start(arguments(config, tmp_path), tmp_path, ranks=2, fault=fault)
+    (result,) = wait([processes[1 - halted]], timeout=60)
+    os.kill(processes[halted][0].pid, signal.SIGKILL)
+    assert result.code == 77, result.output
+    (line,) = result.errors
+    assert f"rank {1 - halted} at step 2: no sign of life from rank {halted} on {socket.gethostname()} since" in line
+    assert "Traceback" not in result.output
+    if halted == 1:
+        assert '"code": 77' in (tmp_path / "tiny" / "default" / "exit.json").read_text()
+
+
+@pytest.mark.parametrize(("ranks", "bad"), [(1, 0), (2, 1)])
+def test_out_of_memory_on_one_rank_is_one_line_with_advice(tmp_path, ranks, bad):  # 37
+    config = write_config(tmp_path)
+    fault = ("out_of_memory", {"step": 2, "ranks": (bad,)})
+    results = run(arguments(config, tmp_path), tmp_path, ranks=ranks, fault=fault)
+    assert [result.code for result in results] == [69] * ranks, results[0].output
+    (line,) = [line for result in results for line in result.errors]
+    assert f"rank {bad}: out of memory" in line
+    assert "2.50 GiB" in line
+    assert "DATA.BATCH_SIZE" in line
+    assert all("Traceback" not in result.output for result in results)
+    assert '"code": 69, "retryable": false' in " ".join((tmp_path / "tiny/default/exit.json").read_text().split())
+
+
+def test_a_crash_of_one_rank_is_told_to_the_other(tmp_path):
+    config = write_config(tmp_path)
+    results = run(arguments(config, tmp_path), tmp_path, ranks=2, fault=("crash_at_step", {"step": 1, "ranks": (1,)}))
+    assert [result.code for result in results] == [77, 1]
+    assert results[1].output.count("ZeroDivisionError") == 1  # its traceback
+    assert results[0].output.count("error[") == 0
+    log = (tmp_path / "tiny" / "default" / "log.txt").read_text()
+    assert "rank 1 ended by ZeroDivisionError" in log
+
+
 def test_uneven_shards_end_together(tmp_path):  # 35: 38 images on 3 ranks, batch 4: 3 steps each
     config = write_config(tmp_path, TRAIN__ACCUMULATION_STEPS=1)
     results = run(arguments(config, tmp_path), tmp_path, ranks=3)
@@ -250,8 +316,6 @@ def test_ranks_with_different_configurations(tmp_path):  # 36
 
 
 def test_port_in_use(tmp_path):  # 38
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()

@@ -101,7 +101,7 @@ def test_running_statistics_that_are_views_of_one_tensor_stay_views():
     flat = RunningStatistics(fused)
     before = flat.snapshot()
     assert_same(plain, fused, steps=1)
-    assert not torch.equal(flat.flat, before[0])
+    assert not torch.equal(flat.packs[0], before[0])
     flat.keep_if(torch.tensor(False, device=DEVICE), before)
     assert not fused.shortcut.norms[0].running_mean.any()
 

@@ -118,8 +118,8 @@ def _graphs(cfg, origins):
     graphs = cfg.COMPILE and cfg.COMPILE_MODE in ("reduce-overhead", "max-autotune")
     if graphs and cfg.TRAIN.ACCUMULATION_STEPS > 1:  # a CUDA graph's gradients live only until it runs again
         raise ConfigError(
-            f"COMPILE_MODE: {cfg.COMPILE_MODE} ({origins['COMPILE_MODE']}) uses CUDA graphs - allowed: default or "
-            f"max-autotune-no-cudagraphs with TRAIN.ACCUMULATION_STEPS {cfg.TRAIN.ACCUMULATION_STEPS}"
+            f"COMPILE_MODE: {cfg.COMPILE_MODE} ({origins['COMPILE_MODE']}) uses CUDA graphs - allowed: auto, default "
+            f"or max-autotune-no-cudagraphs with TRAIN.ACCUMULATION_STEPS {cfg.TRAIN.ACCUMULATION_STEPS}"
         )
 
 

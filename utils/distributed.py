@@ -15,23 +15,33 @@ import torch.distributed as dist
 
 from utils import errors
 from utils.errors import ConfigError, RunError, UnavailableError
+from utils.pulse import Pulse
+
+GRACE = 60  # seconds that NCCL waits longer than this project does
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: `rank` of `size`, its `device`, the gloo group for words and the key-value store that the
-    processes met at (both None if alone)."""
+    """This process's place: `rank` of `size` and its `device`. If not alone: the gloo group for words, a key-value
+    store (a connection of its own, which never waits for NCCL), its Pulse, and the seconds an operation may take."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
     control: object = None
     store: object = None
+    pulse: object = None
+    timeout: float = 0.0
 
     @property
     def is_main(self):
         """Whether this is the one process that writes files and prints."""
         return self.rank == 0
+
+    def at(self, step):
+        """Note where this process stands, so that others can say so if it falls silent."""
+        if self.pulse is not None:
+            self.pulse.step = step
 
     def gather(self, value):
         """`value` (JSON) of every rank, as a list; every rank calls it."""
@@ -54,8 +64,7 @@ class World:
         try:
             result = function()
         except RunError as error:
-            known = [kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__)]
-            failure = [known[0], str(error)]  # the class itself, or the one of utils.errors that it specialises
+            failure = [errors.known_name(error), str(error)]
         failures = [entry for entry in self.gather(failure) if entry]
         if failures:
             name, message = failures[0]
@@ -161,13 +170,36 @@ def connect(device_name, timeout, local_rank=None):
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=size, timeout=limit))
-        dist.init_process_group(backend, store=store, timeout=limit, rank=rank, world_size=size)
+        # The host gives up first (engine.failures.wait): the end that NCCL's watchdog makes leaves no exit.json.
+        longer = limit + timedelta(seconds=GRACE if backend == "nccl" else 0)
+        dist.init_process_group(backend, store=store, timeout=longer, rank=rank, world_size=size)
+        words = store_for_words(limit)
     except (dist.DistError, ValueError) as error:
         raise UnavailableError(f"rank {rank} of {size} could not join: {str(error).splitlines()[0]}") from None
-    return World(device, rank, size, dist.new_group(backend="gloo", timeout=limit), store)
+    pulse = Pulse(words, rank, size)
+    control = dist.new_group(backend="gloo", timeout=limit)
+    pulse.start()
+    return World(device, rank, size, control, words, pulse, timeout)
+
+
+def store_for_words(limit):
+    """Another connection to the store that the processes met at, for what they tell each other in trouble.
+
+    The keys are those of this start: torchrun keeps its store when it starts the processes again.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.PrefixStore(f"words/{attempt}", dist.TCPStore(address, port, timeout=limit, wait_for_workers=False))
+
+
+def abort(world):
+    """After an error: give up what NCCL has under way, so that leaving does not wait for processes that are gone."""
+    if world.size > 1 and world.device.type == "cuda":
+        dist.group.WORLD.abort()
 
 
 def disconnect(world):
     """Leave the process group."""
     if world.size > 1 and dist.is_initialized():
+        world.pulse.end()
         dist.destroy_process_group()

@@ -48,6 +48,12 @@ class UnavailableError(RunError):
     exit_code, label, retryable = 69, "unavailable", True
 
 
+class ResourceError(UnavailableError):
+    """The machine lacks something, memory for instance: the same command would fail again."""
+
+    retryable = False
+
+
 class OutputError(RunError):
     """The run folder cannot be created, written or locked."""
 
@@ -86,6 +92,11 @@ class Interrupted(Exception):
     def __init__(self, signal_name, exit_code):
         super().__init__(f"stopped by {signal_name}")
         self.exit_code = exit_code
+
+
+def known_name(error):
+    """Name of a RunError's class, or of the one here that it specialises: what another process needs to raise it."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in globals())
 
 
 def nearest(name, options):

@@ -26,14 +26,19 @@ def seed_all(*keys):
     torch.manual_seed(seed)
 
 
-@contextlib.contextmanager
-def seeded(*keys):
-    """Run a block with Python, NumPy and torch's CPU generator seeded by `keys`; restore their states afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def seed_host(*keys):
+    """Seed Python, NumPy and torch's CPU generator with `derive_seed(*keys)`."""
     seed = derive_seed(*keys)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(*keys):
+    """Run a block with Python, NumPy and torch's CPU generator seeded by `keys`; restore their states afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed_host(*keys)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ decides between them.
 """
 
 import importlib.util
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,6 +26,7 @@ from data.transforms import Fit, ResizeSmall
 from utils.errors import ConfigError
 
 GB = 1e9
+SHARE = 0.5  # of the GPU's free memory that pixels may take: the model needs the rest
 CHUNK = 4096  # images whose parameters are drawn at a time
 
 
@@ -267,7 +269,10 @@ class DeviceLoaders:
         return part
 
     def load(self, base):
-        """`load_store` of a whole dataset. Raises NotResident if it is too large or has several sizes."""
+        """`load_store` of a whole dataset. Raises NotResident if it is too large or has several sizes.
+
+        Ranks may decide differently, for their GPUs may: the images are the same either way.
+        """
         size = probe(base)
         wanted = len(base) * 3 * size[0] * size[1]
         held = sum(pixels.numel() for pixels, *_ in self.stores.values())
@@ -275,6 +280,10 @@ class DeviceLoaders:
             more = f"{held / GB:.3g} GB are there already, " if held else ""
             limit = f"DATA.DEVICE_BUDGET is {self.budget:g} GB"
             raise NotResident(f"{len(base)} images are {wanted / GB:.3g} GB of pixels, {more}{limit}")
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
+        if wanted > SHARE * free:
+            limit = f"{self.device} has {free / GB:.3g} GB free, of which they may take {SHARE:.0%}"
+            raise NotResident(f"{len(base)} images are {wanted / GB:.3g} GB of pixels, {limit}")
         reading = self.reading
         return load_store(base, size, reading.skip_bad, self.folder, self.device, reading.options)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from timm.data.auto_augment import AutoAugment, RandAugment
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms as T
 
 from data.device.layers import JitterLayers, PolicyLayers, RandomLayers
 from data.device.pillow import Op
-from data.transforms import Fit, ResizeSmall, covering_size, operations
+from data.transforms import Fit, Normalise, ResizeSmall, covering_size, operations
 
 FILTERS = ("bilinear", "bicubic")  # interpolations that the device does bit for bit as PIL
 
@@ -147,9 +147,7 @@ READERS = {
     RandAugment: read_policy,
     AutoAugment: read_policy,
     T.ColorJitter: read_jitter,
-    MaybeToTensor: lambda step, so_far: {},
-    T.ToTensor: lambda step, so_far: {},
-    T.Normalize: lambda step, so_far: {name: tuple(map(float, getattr(step, name))) for name in ("mean", "std")},
+    Normalise: lambda step, so_far: {name: tuple(getattr(step, name).flatten().tolist()) for name in ("mean", "std")},
     RandomErasing: lambda step, so_far: {"erase": step},
 }
 

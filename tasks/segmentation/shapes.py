@@ -10,6 +10,7 @@ from tasks.segmentation.sources import DATASETS, SegmentationInfo
 from utils.errors import ConfigError
 
 CLASSES = ("background", "disc", "square", "triangle", "cross")
+LENGTHS = (16, 3, 5, 8, 12)  # of the waves of each class, in pixels
 DEFAULTS = {"train": 256, "val": 64}
 GREY, BRIGHT = (0, 20), (50, 100)  # levels from grey of a background and of a shape
 # Corners of the shapes in a square from -1 to 1; the disc has none.
@@ -21,25 +22,25 @@ CORNERS = {
 }  # fmt: skip
 
 
-def texture(random, height, width, least, most):
-    """uint8 (height, width, 3): a colour that waves in a random direction and length, with noise.
+def texture(random, label, height, width):
+    """uint8 (height, width, 3): a colour that waves in a random direction, with noise.
 
-    Its channels are `least` to `most` levels away from grey.
+    The background is nearly grey, shapes are not; each class has a wave length of its own, seen sooner than its form.
     """
     rows, columns = np.mgrid[:height, :width]
-    angle, length = random.uniform(0, np.pi), random.uniform(4, 16)
-    waves = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / length)[..., None]
-    colour = 127 + random.uniform(least, most, 3) * random.choice([-1, 1], 3)
-    change = random.uniform(-30, 30, 3)
+    angle = random.uniform(0, np.pi)
+    waves = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / LENGTHS[label])[..., None]
+    colour = 127 + random.uniform(*(BRIGHT if label else GREY), 3) * random.choice([-1, 1], 3)
+    change = random.uniform(-40, 40, 3)
     noise = random.normal(0, 8, (height, width, 3))
     return np.clip(colour + waves * change + noise, 0, 255).astype(np.uint8)
 
 
 def outline(random, label, height, width):
-    """A shape of class `label` as (centre, corners) or (centre, radius), turned and somewhere in the image."""
-    radius = random.uniform(0.12, 0.28) * min(height, width)
+    """A shape of class `label` as (centre, corners) or (centre, radius), a little turned, somewhere in the image."""
+    radius = random.uniform(0.16, 0.28) * min(height, width)
     centre = np.array([random.uniform(radius, side - radius) for side in (width, height)])
-    turn = random.uniform(0, 2 * np.pi)
+    turn = random.uniform(-np.pi / 8, np.pi / 8)
     if label not in CORNERS:
         return centre, radius
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -47,7 +48,7 @@ def outline(random, label, height, width):
 
 
 class Shapes(ImageDataset):
-    """Two to four bright shapes on a grey texture, each with one of its own; later ones may cover earlier ones."""
+    """One to three bright shapes on a grey texture, each with one of its own; later ones may cover earlier ones."""
 
     def __init__(self, part, count, size):
         super().__init__(np.zeros(count))
@@ -61,8 +62,8 @@ class Shapes(ImageDataset):
         """(PIL image, classes uint8 (H, W))."""
         random = random_state("shapes", self.part, int(index))
         height, width = self.size
-        pixels, labels = texture(random, height, width, *GREY), Image.new("L", (width, height))
-        for _ in range(random.randint(2, 5)):
+        pixels, labels = texture(random, 0, height, width), Image.new("L", (width, height))
+        for _ in range(random.randint(1, 4)):
             label, before = random.randint(1, len(CLASSES)), np.asarray(labels).copy()
             (x, y), shape = outline(random, label, height, width)
             mask = Image.new("L", (width, height))
@@ -72,7 +73,7 @@ class Shapes(ImageDataset):
             else:
                 draw.ellipse((x - shape, y - shape, x + shape, y + shape), fill=1)
             inside = np.asarray(mask) > 0
-            pixels[inside] = texture(random, height, width, *BRIGHT)[inside]
+            pixels[inside] = texture(random, label, height, width)[inside]
             labels = Image.fromarray(np.where(inside, label, before).astype(np.uint8))
         return Image.fromarray(pixels), np.asarray(labels).copy()
 

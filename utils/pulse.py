@@ -1,0 +1,72 @@
+"""Signs of life of the processes of a run: who fell silent, on which host, in which step.
+
+A thread of every process writes a beat into the key-value store each second and reads those of the others. It beats
+while the main thread waits for the others or for a GPU, and stops with the process when that is killed or halted.
+"""
+
+import json
+import socket
+import threading
+import time
+
+BEAT = 1.0  # seconds between two beats
+SILENT = 3.0  # seconds without a beat that make a process the suspect of an operation that failed
+
+
+class Pulse(threading.Thread):
+    """Beats for process `rank` of `size` into `store`; `step` is where its training stands.
+
+    Every process makes one before they first wait for each other, and starts it afterwards.
+    """
+
+    def __init__(self, store, rank, size):
+        super().__init__(name="pulse", daemon=True)
+        self.store, self.rank, self.step, self.beats = store, rank, 0, 0
+        self.others = [other for other in range(size) if other != rank]
+        self.ended = threading.Event()
+        self.looked = time.monotonic()
+        self.seen = dict.fromkeys(self.others, ("", self.looked))  # rank: (its last beat, when it was new)
+        self.beat()
+
+    def run(self):
+        """Beat and look until `end`, or until the store has gone with the process that kept it."""
+        while not self.ended.wait(BEAT):
+            try:
+                self.beat()
+                self.look()
+            except RuntimeError:
+                return
+
+    def end(self):
+        """No more beats."""
+        self.ended.set()
+
+    def beat(self):
+        """Write a sign of life."""
+        self.beats += 1
+        self.store.set(f"pulse/{self.rank}", json.dumps([self.beats, self.step, socket.gethostname()]))
+
+    def look(self):
+        """Read those of the others."""
+        texts = self.store.multi_get([f"pulse/{other}" for other in self.others])
+        self.looked = time.monotonic()
+        for other, text in zip(self.others, texts, strict=True):
+            if text != self.seen[other][0]:
+                self.seen[other] = text, self.looked
+
+    def silent(self, seconds=SILENT):
+        """`rank 3 on host since step 17` of every process that has given no sign for `seconds`, as a list.
+
+        A store that does not answer stands for rank 0, on whose host it is kept.
+        """
+        now = time.monotonic()
+        suspects = self.others if now - self.looked < seconds else [other for other in self.others if other == 0]
+        return [self.place(other) for other in suspects if now - self.seen[other][1] >= seconds]
+
+    def place(self, rank):
+        """Where a process was when it was last heard of."""
+        text = self.seen[rank][0]
+        if not text:
+            return f"rank {rank}"
+        _, step, host = json.loads(text)
+        return f"rank {rank} on {host} since step {step}"
