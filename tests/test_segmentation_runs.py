@@ -5,15 +5,19 @@ Numbers in comments are those of its fault table.
 
 import json
 import os
+import re
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from config import load_config
+from engine.build import build, build_state
 from tasks.segmentation.shapes import CLASSES
-from tests.helpers_data import noise
+from tests.helpers_data import alone, noise, silent
 from tests.launch import run, run_here
 from tests.tiny import arguments, differences, final_state, metrics, write_config
 
@@ -55,6 +59,30 @@ def finish(config, folder, ranks=1):
     results = run(arguments(config, folder, *EVERY_STEP), folder, ranks=ranks)
     assert [result.code for result in results] == [0] * ranks, "\n".join(result.output for result in results)
     return results[0].output
+
+
+def official_name(name):
+    """mmsegmentation's name of a tensor of a static DWNet with UPerNet."""
+    for ours, theirs in NAMES:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+NAMES = (  # each is tried on each name
+    (r"^backbone\.map_norms\.", "backbone.norm"),
+    (r"^backbone\.body\.stages\.(\d+)\.stack\.", r"backbone.layers.\1."),
+    (r"^backbone\.body\.stages\.", "backbone.layers."),
+    (r"^backbone\.body\.", "backbone."),
+    (r"(blocks\.\d+)\.norm\.", r"\1.bn."),
+    (r"\.mixer\.pointwise1\.", ".attn2conv.conv0."),
+    (r"\.mixer\.norm1\.", ".attn2conv.bn0."),
+    (r"\.mixer\.depthwise\.", ".attn2conv.conv."),
+    (r"\.mixer\.norm2\.", ".attn2conv.bn."),
+    (r"\.mixer\.pointwise2\.", ".attn2conv.conv2."),
+    (r"\.mixer\.norm3\.", ".attn2conv.bn2."),
+    (r"^(\w+_head\.(?!conv_seg).*)\.0\.(\w+)$", r"\1.conv.\2"),
+    (r"^(\w+_head\.(?!conv_seg).*)\.1\.(\w+)$", r"\1.bn.\2"),
+)
 
 
 def check_equal(folder, other):
@@ -179,6 +207,33 @@ def test_ways_of_training_and_testing(tmp_path, changes):
     (row,) = metrics(tmp_path)
     assert np.isfinite([row["val_loss"], row["train_loss"], row["miou"]]).all()
     assert ("train_aux" in row) == ("SEG" not in changes)
+
+
+def test_only_training_is_compiled(tmp_path):
+    """The images of an evaluation have many sizes, and each would be compiled anew."""
+    config, _ = load_config(write(tmp_path, COMPILE=True))
+    world = alone()
+    state = build_state(config, world, *build(config, world, SimpleNamespace(info=silent)))
+    assert state.eval_runner is state.evaluator
+    assert hasattr(state.runner, "_orig_mod")
+
+
+def test_published_checkpoints_are_evaluated(tmp_path):
+    """Named as mmsegmentation names them, they give the figures of the same weights under our names."""
+    config = write(tmp_path)
+    (result,) = run(arguments(config, tmp_path, "--opts", "TRAIN.EPOCHS", "1"), tmp_path)
+    assert result.code == 0, result.output
+    ours = final_state(tmp_path)["ema"]
+    theirs = {official_name(name): tensor for name, tensor in ours.items() if ".shortcuts." not in name}
+    torch.save({"meta": {"epoch": 1}, "state_dict": theirs}, tmp_path / "official.pth")
+    torch.save({"model": {n: t for n, t in ours.items() if ".shortcuts." not in n}}, tmp_path / "ours.pth")
+    said = []
+    for name in ("official.pth", "ours.pth"):
+        more = ["--eval", "--resume", str(tmp_path / name), "--opts", "MODEL.SHORTCUT.KERNELS", "[]"]
+        (result,) = run([*arguments(config, tmp_path), *more], tmp_path)
+        assert result.code == 0, result.output
+        said.append([line for line in result.output.splitlines() if line.startswith("val: mIoU")])
+    assert said[0] == said[1] != []
 
 
 def test_wrong_settings_are_one_line(tmp_path, capsys):
