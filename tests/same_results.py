@@ -138,6 +138,11 @@ def outcome(checkout, other, case, output):
             (run / name).unlink()
         if "resuming from" not in main_py(checkout, case, output):
             raise RunError(f"main.py of {checkout} started anew instead of resuming")
+    return left_behind(run)
+
+
+def left_behind(run):
+    """Everything that is compared of a complete run in the folder `run`."""
     found = {"files": sorted(str(path.relative_to(run)) for path in run.rglob("*"))}
     for name in ("last.pth", "best.pth"):
         payload = torch.load(run / "checkpoints" / name, weights_only=True)
