@@ -6,9 +6,10 @@ A run of each task, with everything that has a state, is trained once by one pro
 again and again on one or two processes (drawn), and stopped at drawn moments: by kill -9 or SIGTERM of some of its
 processes or by a disk that is suddenly full (a limit on the size of files). Every third stop waits until a checkpoint
 is being written. The same command continues the run until it is complete, and what it leaves behind must be what the
-uninterrupted one left, bit for bit, except for times: weights, EMA, optimizer, scaler, progress, metrics, summary and
-the names of the files. A process may end only as docs/reliability.md says, and no start may find an older checkpoint
-than the one before. Exit code 1 if anything of that fails. The draws repeat with the seed, the machine's pace does not.
+uninterrupted one left, bit for bit, except for times: weights, EMA, optimizer, scaler, progress, metrics, summary,
+exit.json and the names of the files. A process may end only as docs/reliability.md says, and a stop may not leave an
+older checkpoint than the stop before. Exit code 1 if anything of that fails. The draws repeat with the seed, the
+machine's pace does not.
 """
 
 import os
@@ -56,9 +57,10 @@ KINDS = {  # how a run is stopped: exit codes that its processes may have then
     "full disk": ANY_END | {74},
 }
 AIMED = 1 / 3  # share of the stops that wait for the writing of a checkpoint
-WRITING = 0.02  # seconds within which they come then
+WRITING = 0.005  # seconds within which they come then
 GRACE = 3.0  # seconds after the end of one process in which a launcher waits for the others
 LIMIT = 300.0  # seconds of one start, after which it hangs
+PICTURE = "curves.png"  # drawn from the metrics; a run that is killed while it draws may be complete without it
 LOG_ROOM = 1 << 16  # bytes that a full disk still takes: a run's log is no part of its state
 PRINTED = 20  # kills between two lines
 
@@ -142,6 +144,11 @@ class Run:
         """Whether a checkpoint is being written."""
         return bool(temporary_files(self.path / "checkpoints"))
 
+    def left(self):
+        """What the complete run is compared by."""
+        found = left_behind(self.path)
+        return found | {"files": [name for name in found["files"] if name != PICTURE]}
+
     def saved_step(self):
         """The step of the newest whole checkpoint, -1 if there is none."""
         folder = self.path / "checkpoints"
@@ -197,7 +204,7 @@ def uninterrupted(task, ranks, folder):
     seconds = time.monotonic() - began
     if any(codes):
         raise RunError(f"the uninterrupted {task} run on {ranks} process(es) ended with {codes}: {run.last_words()}")
-    return Reference(left_behind(run.path), seconds, (run.path / "checkpoints" / checkpoint.LAST).stat().st_size)
+    return Reference(run.left(), seconds, (run.path / "checkpoints" / checkpoint.LAST).stat().st_size)
 
 
 def survive(run, reference, draws, tally, kills):
@@ -212,7 +219,7 @@ def survive(run, reference, draws, tally, kills):
         if set(codes) - (KINDS[kill.kind] if kill else {0}):
             return f"{kill or 'a start without a stop'} ended with {codes}: {run.last_words()}"
         if not any(codes):
-            found = list(differences(reference.left, left_behind(run.path)))
+            found = list(differences(reference.left, run.left()))
             return f"{found[0]} ({len(found)} differences)" if found else ""
         before, saved = saved, run.saved_step()
         tally.kills[kill.kind] += 1
@@ -231,6 +238,9 @@ def summary(tally):
 def soak(task, kills, seed, folder):
     """The Tally of `kills` stops of a task's runs in the temporary `folder`. Raises RunError if a reference fails."""
     tally, draws = Tally(), random.Random(f"{seed} {task}")
+    wait_for_all(
+        [process for process, _ in start(["--help"], folder)]
+    )  # the first start imports torch, for all of them
     references = {ranks: uninterrupted(task, ranks, folder / f"reference{ranks}") for ranks in RANKS}
     while tally.kills.total() < kills:
         run = Run(task, draws.choice(RANKS), folder / f"run{tally.runs}")

@@ -213,8 +213,8 @@ class Run:
             cost = {"params": self.params, "macs": self.macs}
             report = summary(self.config, self.task, self.state.progress, test, cost)
             report |= {"command": self.command, **environment(self.world)}
-            self.folder.write_json("summary.json", report)
             self.folder.write_exit("finished", 0, False)
+            self.folder.write_json("summary.json", report)  # last, for it says that the run is complete
         self.log.heading(
             f"best {self.say(self.best())}, final {self.say(self.history[-1])}"
             + (f", test {self.say(test)}" if test else "")
