@@ -12,7 +12,7 @@ from yacs.config import CfgNode as CN
 from utils import config_rules as must
 from utils.config_keys import unknown_key
 from utils.config_rules import Key
-from utils.config_values import as_yaml, convert, free_value, image_size, span
+from utils.config_values import as_yaml, convert, file_path, free_value, image_size, span
 from utils.errors import ConfigError
 from utils.yaml_lines import Leaf, parse_value, read_leaves, shown_path
 
@@ -32,7 +32,8 @@ OTHER_OPTIMIZER = "TRAIN.OPTIMIZER.NAME does not have it"
 # fmt: off
 KEYS = {  # a new key is a row here and a use in the builder that reads it
     "TASK": Key("classification", "what is learned and how it is judged (package tasks)", must.NOT_EMPTY, built=False),
-    "OUTPUT": Key("output", "where run folders are made: OUTPUT/MODEL.NAME/TAG", must.NOT_EMPTY, free=True),
+    "OUTPUT": Key("output", "where run folders are made: OUTPUT/MODEL.NAME/TAG", must.NOT_EMPTY, free=True,
+        kind=file_path),
     "TAG": Key("default", "name of this run among runs of the same configuration", must.FOLDER_NAME, free=True),
     "SEED": Key(0, "seed of weights, sample order, augmentation, mixing and dropout", must.at_least(0), built=False),
     "DEVICE": Key("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, ...", must.NOT_EMPTY, free=True),
@@ -58,8 +59,9 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         idle="it rises from 0 at the first block, and there is only one"),
     "MODEL.LABEL_SMOOTHING": Key(0.1, "share of the target spread over all classes", must.FRACTION),
     "MODEL.PRETRAINED": Key("", "weights to start from (.pth or .safetensors); head and positions are adapted",
-        built=False),
-    "MODEL.RESUME": Key("", "checkpoint to evaluate (--eval) or to continue in a run folder that has none", free=True),
+        built=False, kind=file_path),
+    "MODEL.RESUME": Key("", "checkpoint to evaluate (--eval) or to continue in a run folder that has none", free=True,
+        kind=file_path),
     "MODEL.INIT": Key("paper", "initial weights: paper (the published code's) or timm", must.one_of("paper", "timm"),
         idle="this model has its own initial values"),
     "MODEL.ARGS": Key(CN(new_allowed=True),
@@ -78,7 +80,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
 
     "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake",
         must.NOT_EMPTY, built=False),
-    "DATA.DATA_PATH": Key("", "folder that holds the dataset", free=True, idle="the dataset needs no files"),
+    "DATA.DATA_PATH": Key("", "folder that holds the dataset", free=True, kind=file_path,
+        idle="the dataset needs no files"),
     "DATA.IMG_SIZE": Key(224, "side in pixels, or [HEIGHT, WIDTH]", must.PIXELS, kind=image_size, built=False),
     "DATA.BATCH_SIZE": Key(128, "images per process and forward pass", must.at_least(1), built=False),
     "DATA.INTERPOLATION": Key("bicubic", "of crops and of the resizing for evaluation",
@@ -108,7 +111,7 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "DATA.AUGMENT_IMPL": Key("auto", "of the device pipeline: torch, triton, or auto (triton where it runs)",
         must.one_of("auto", "torch", "triton"), free=True, built=False, idle=ON_CPU),
     "DATA.PIXEL_CACHE": Key("", "folder for images decoded once for the device; empty: .datasets/pixels", free=True,
-        idle=ON_CPU),
+        kind=file_path, idle=ON_CPU),
     "DATA.MEAN": Key([], "of the channels, for normalisation; []: the dataset's own", must.CHANNELS, kind=float),
     "DATA.STD": Key([], "standard deviations, likewise", must.DEVIATIONS, kind=float),
 
@@ -239,7 +242,7 @@ def load_config(path, opts=(), flags=()):
     An empty MODEL.NAME becomes the name of the file, so that a saved configuration keeps its run folder.
     Raises ConfigError (64) for anything wrong in it, MissingError (66) for a missing file. Ranges: see `check`.
     """
-    cfg = default_config()
+    cfg, path = default_config(), Path(path).expanduser()
     origins = dict.fromkeys(flat(to_plain(cfg)), "default")
     for leaves in (*_chain(Path(path)), _option_leaves(opts), _flag_leaves(flags)):
         for key, leaf in leaves.items():
@@ -260,7 +263,7 @@ def _chain(path, asked_by="--cfg", children=()):
     base = leaves.pop("BASE", None)
     chain = []
     for name in _base_names(base):
-        chain += _chain(path.parent / name, f"BASE ({base.origin})", (*children, path.resolve()))
+        chain += _chain(path.parent / Path(name).expanduser(), f"BASE ({base.origin})", (*children, path.resolve()))
     return [*chain, leaves]
 
 

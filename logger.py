@@ -3,6 +3,7 @@
 Silent on every rank but the first. Progress redraws one line on a terminal and is a plain line elsewhere.
 """
 
+import contextlib
 import sys
 import time
 
@@ -30,19 +31,14 @@ class Logger:
     def attach(self, folder, first_epoch, tensorboard=True):
         """Write log.txt and, from `first_epoch` on (replacing what a killed run wrote of it), TensorBoard files."""
         try:
-            self._file = open(folder / "log.txt", "a")  # noqa: SIM115 - open until close()
+            self._file = open(folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - open until close()
         except OSError as error:
             self.warning(f"log.txt cannot be written ({error.strerror})")
         early, self._early = self._early, None
         for line in early:
             self.record(line)
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, needed by training only
-
-            try:
-                self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
-            except OSError as error:
-                self.warning(f"TensorBoard files cannot be written ({error.strerror})")
+            self._tensorboard(lambda: self._open_scalars(folder, first_epoch))
 
     def info(self, text):
         """One line."""
@@ -72,19 +68,41 @@ class Logger:
     def scalars(self, row, step):
         """The numbers of a metrics row to TensorBoard, under their names."""
         if self._scalars:
-            for name, value in row.items():
-                if isinstance(value, (int, float)):
-                    self._scalars.add_scalar(name, value, step)
-            self._scalars.flush()
+            self._tensorboard(lambda: self._add_scalars(row, step))
 
     def close(self):
         """Close the files."""
         self._end_bar()
         if self._scalars:
-            self._scalars.close()
-        if self._file:
-            self._file.close()
-        self._file = self._scalars = None
+            self._tensorboard(self._scalars.close)
+        self._close_file()
+        self._scalars = None
+
+    def _tensorboard(self, action):
+        """Do something with TensorBoard, without which a run is whole: its failure is a warning, and ends its use."""
+        try:
+            action()
+        except Exception as error:  # missing, broken in itself or with its own dependencies, no room on the disk
+            self._scalars = None
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+            self.warning(f"no TensorBoard files ({reason}); TENSORBOARD False asks for none")
+
+    def _open_scalars(self, folder, first_epoch):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, needed by training only
+
+        self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
+
+    def _add_scalars(self, row, step):
+        for name, value in row.items():
+            if isinstance(value, (int, float)):
+                self._scalars.add_scalar(name, value, step)
+        self._scalars.flush()
+
+    def _close_file(self):
+        file, self._file = self._file, None
+        if file:
+            with contextlib.suppress(OSError):  # what did not fit on the disk is lost
+                file.close()
 
     def _end_bar(self):
         if self._bar_shown:
@@ -109,5 +127,5 @@ class Logger:
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self._file.flush()
         except OSError as error:  # a full disk must not end the training; checkpoints say so themselves
-            self._file = None
+            self._close_file()
             self._write(f"warning: log.txt cannot be written any more ({error.strerror})", color="yellow")

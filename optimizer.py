@@ -2,7 +2,7 @@
 
 from timm.optim import create_optimizer_v2, get_optimizer_info
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, MismatchError, listing
 
 ONE_DIMENSIONAL = "1d"  # the entry of TRAIN.NO_WEIGHT_DECAY that stands for biases, norm scales and scalars
 
@@ -54,6 +54,27 @@ def build_optimizer(config, model, lr):
         return create_optimizer_v2(groups, opt=settings.NAME, lr=lr, **options)
     except (AssertionError, ImportError) as error:  # timm's way of saying that a package or a GPU is missing
         raise ConfigError(f"TRAIN.OPTIMIZER.NAME: {settings.NAME} cannot be used here: {error}") from None
+
+
+def continue_from(optimizer, stored, path):
+    """Give `optimizer` what a stored state dict has learned of each parameter, by the parameters' names.
+
+    The groups and their options (weight decay, betas, `fused` where this device has it, ...) stay those of the present
+    configuration; taken over are the learning rate, which the schedule sets anew, and what optimizers count in groups.
+    Raises MismatchError if the parameters are not the same ones.
+    """
+    place = {name: (group, number) for group in stored["param_groups"]
+             for name, number in zip(group.get("names", ()), group["params"], strict=False)}  # fmt: skip
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    odd = sorted(set(names) ^ set(place))
+    if odd:
+        raise MismatchError(f"{path}: its optimizer has other parameters, {len(odd)} differ: {listing(odd, 2)}")
+    groups = []
+    for group in optimizer.param_groups:
+        options = {key: value for key, value in group.items() if key not in ("params", "lr")}
+        before = place[group["names"][0]][0]
+        groups.append(before | options | {"params": [place[name][1] for name in group["names"]]})
+    optimizer.load_state_dict({"state": stored["state"], "param_groups": groups})
 
 
 def describe_groups(optimizer):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.command import DATA, ROOT, parse, write
 from benchmarks.steps import BF16_RESIDUAL, COMPILED, CPU_DATA, DEVICE_DATA, FUSED, GRAPHS, TRITON_DATA, UNFUSED
+from engine.command_line import joined
 from tools.shared.command import exit_code
 from tools.shared.runs import read_run
 from tools.shared.spread import paired_difference, spread
@@ -43,7 +44,7 @@ def train(cfg, path, changes, seed, options):
     folder = output / name / f"seed{seed}"
     command = [sys.executable, str(ROOT / "main.py"), "--cfg", cfg, "--data-path", options.data_path]
     command += ["--output", str(output), "--tag", f"seed{seed}", "--seed", str(seed), "--device", str(options.device)]
-    command += ["--opts", "MODEL.NAME", name, *changes, *options.opts]
+    command += ["--opts", *joined(["MODEL.NAME", name, *changes], options.opts)]
     if not (folder / "summary.json").is_file():
         code = subprocess.run(command, check=False).returncode
         if code:  # main.py has said why

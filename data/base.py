@@ -9,7 +9,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from utils.errors import DataError, MissingError, listing
+from utils.text import short_names
 
+LONGEST_NAME = 40  # characters of a class name in a message
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -74,6 +76,10 @@ class ImageDataset(Dataset):
         Raises OSError.
         """
 
+    def identify(self, digest):
+        """Feed a hash with what tells these images from others, wherever they lie: labels (as here), relative names."""
+        digest.update(self.labels.tobytes())
+
     def name(self, index):
         """How error messages call this image: its file."""
         raise NotImplementedError
@@ -113,6 +119,11 @@ class Subset(ImageDataset):
         """The bytes of the image in the whole dataset."""
         return self.dataset.content(int(self.indices[index]))
 
+    def identify(self, digest):
+        """The whole dataset and which of its images these are."""
+        self.dataset.identify(digest)
+        digest.update(self.indices.astype(np.int64).tobytes())
+
     def name(self, index):
         """The name in the whole dataset."""
         return self.dataset.name(int(self.indices[index]))
@@ -141,6 +152,10 @@ class PackedStrings(Sequence):
         start, end = self.ends[index], self.ends[index + 1]
         return self.text[start:end].tobytes().decode("utf-8", "surrogateescape")
 
+    def identify(self, digest):
+        """Feed a hash with all strings."""
+        digest.update(self.text.tobytes() + self.ends.astype(np.int64).tobytes())
+
 
 def require_folder(path, wanted):
     """`path` as an existing folder. Raises MissingError that says what was `wanted` and tried, or DataError."""
@@ -158,8 +173,10 @@ def check_same_classes(train, val, where):
     """Raise DataError naming the classes that only one part has: labels would be shifted without a word."""
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if only_train or only_val:
+        alone = only_train + only_val
+        shown = dict(zip(alone, short_names(list(map(str, alone)), LONGEST_NAME), strict=True))
         texts = [
-            f"only in {part}: {listing(names, 3)}"
+            f"only in {part}: {listing([shown[name] for name in names], 3)}"
             for part, names in (("train", only_train), ("validation", only_val))
             if names
         ]

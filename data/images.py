@@ -6,11 +6,13 @@ Policy, whatever the file says:
 - 16 bits per pixel: scaled to 8 (v * 255 / 65535, rounded), never clipped;
 - floating-point pixels and integers beyond 16 bits have no defined range: an error;
 - EXIF orientation: applied, so that the image is upright; a broken EXIF block counts as none;
-- several frames (GIF, PNG, WebP, TIFF): the first one, with a remark.
+- several frames (GIF, PNG, WebP, TIFF): the first one, with a remark; remarks, too, for what Pillow warns about.
 """
 
+import contextlib
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -25,6 +27,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 ANIMATED_FORMATS = ("PNG", "GIF", "WEBP", "TIFF")
 BACKGROUND = (255, 255, 255, 255)
 ORIENTATION = 0x0112  # EXIF tag
+DAMAGED = "image that can be read, but what else stands in its file (EXIF, for instance) is damaged"
 
 # Pillow's decoders raise all of these on broken files.
 DECODE_ERRORS = (
@@ -44,7 +47,7 @@ DECODE_ERRORS = (
 def load_image(source, name, note=ignore):
     """An RGB PIL image from a path or from the bytes of a file; `name` stands in messages.
 
-    `note(kind, name)` is called for images with several frames.
+    `note(kind, name)` is called for images with several frames and for those that Pillow warns about.
     Raises DataError (empty, broken, truncated, not an image, too large), MissingError (absent, not readable) or
     StorageError (the disk failed), each naming the file.
     """
@@ -52,7 +55,7 @@ def load_image(source, name, note=ignore):
     if not content:
         raise DataError(f"{name}: empty file (0 bytes)")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with said_by_pillow(name, note), Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
                 note("image with several frames: only the first one is used", name)
             image.load()
@@ -63,6 +66,17 @@ def load_image(source, name, note=ignore):
         raise DataError(f"{name}: far too large for an image of a dataset: {error}") from None
     except DECODE_ERRORS as error:
         raise DataError(f"{name}: broken image: {error}") from None
+
+
+@contextlib.contextmanager
+def said_by_pillow(name, note):
+    """Pillow's warnings in the block become remarks that name the file."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    for category in {warning.category for warning in said}:
+        very_large = issubclass(category, Image.DecompressionBombWarning)
+        note(f"image of more than {Image.MAX_IMAGE_PIXELS:,} pixels" if very_large else DAMAGED, name)
 
 
 def read_file(path, name):

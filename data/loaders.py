@@ -1,6 +1,8 @@
 """Batches for training and evaluation, on top of torch's DataLoader."""
 
 import multiprocessing
+import sys
+from functools import partial
 from multiprocessing.util import Finalize
 
 import torch
@@ -9,7 +11,7 @@ from torch.utils.data import DataLoader
 from data.mixing import HostBatch
 from data.samplers import EvalShare
 from data.samples import bad_image_limit, collate
-from data.workers import WorkerSignals, cause, worker_failure
+from data.workers import InHand, WorkerSignals, cause, with_remedy, worker_failure
 from utils.errors import DataError, HangError, RunError
 
 
@@ -22,6 +24,13 @@ class Plan:
         return iter(self.batches)
 
 
+class Loader(DataLoader):
+    """torch's, without its own words about more workers than cores: the log has the numbers."""
+
+    def check_worker_number_rationality(self):
+        """Nothing."""
+
+
 class BatchReader:
     """A DataLoader that is given its batches for every pass and whose failures are errors of one line.
 
@@ -31,8 +40,9 @@ class BatchReader:
     def __init__(self, samples, num_workers=0, timeout=0, pin_memory=False, log=print):
         self.samples, self.timeout, self.log, self.remarked = samples, timeout, log, set()
         self.signals, self.plan, self.processes = WorkerSignals(), Plan(), None
-        self.loader = DataLoader(
-            samples,
+        self.in_hand = InHand(samples, num_workers) if num_workers else samples
+        self.loader = Loader(
+            self.in_hand,
             batch_sampler=self.plan,
             num_workers=num_workers,
             collate_fn=collate,
@@ -66,14 +76,19 @@ class BatchReader:
             if failure is None:
                 raise
             if isinstance(failure, HangError):
-                failure = HangError(f"{failure}={self.timeout} s: {where(number)}")
-            self.signals.stop(self.processes)
+                image = self.in_hand.longest()
+                place = f"{image} ({where(number)})" if image else where(number)
+                failure = HangError(f"{failure}={self.timeout} s: {place}")
+            self.signals.stop(self.processes or ())
             raise failure from None
 
     def start(self):
         """Begin a pass; the first one starts the workers."""
         before = multiprocessing.active_children()
-        iterator = iter(self.loader)
+        try:
+            iterator = iter(self.loader)
+        except OSError as error:
+            raise with_remedy(f"the loader workers could not be started ({error.strerror})", str(error)) from None
         if self.processes is None:
             self.processes = [child for child in multiprocessing.active_children() if child not in before]
             if self.processes:
@@ -122,11 +137,16 @@ class TrainLoader:
             yield batch.images, batch.labels
 
     def count(self, left_out):
-        """Log every image that was replaced, once. Raises DataError when there are too many."""
+        """Log every image that was replaced, once. Raises DataError when there are too many.
+
+        No other process reads the same images, so each speaks for itself: the first into the log, others on stderr.
+        """
+        rank = self.sampler.rank
+        log = partial(print, f"rank {rank}:", file=sys.stderr, flush=True) if rank else self.reader.log
         for name, text in left_out:
             if name not in self.left_out:
                 self.left_out.add(name)
-                note_left_out(len(self.left_out), text, len(self.samples), self.reader.log)
+                note_left_out(len(self.left_out), text, len(self.samples), log)
 
 
 def note_left_out(number, text, size, log):

@@ -1,7 +1,10 @@
 """From images and transforms to loaders, on the CPU path or the device path, and what is decided before that."""
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from data.base import ArrayImages, Subset, check_labels
 from data.device.recipe import Unsupported
@@ -10,6 +13,7 @@ from data.loaders import BatchReader, EvalLoader, TrainLoader
 from data.samplers import TrainBatches, stratified_split
 from data.samples import EvalSamples, TrainSamples
 from utils.errors import ConfigError, DataError
+from utils.text import visible
 
 MOST_WORKERS = 8  # per process, for DATA.NUM_WORKERS -1
 SMALL = 32  # pixels a side; on a CPU the batched path made 2.7 to 20 times as many such images a second as PIL
@@ -109,6 +113,10 @@ def split(sources, fraction, seed):
     """{'train', 'val'} or, with a held-out part of the training set as 'val', {'train', 'val', 'test'}."""
     if not fraction:
         return {"train": sources.train, "val": sources.val}
+    single = np.flatnonzero(np.bincount(sources.train.labels) == 1)
+    if len(single):
+        name = sources.info.class_names[single[0]]
+        raise DataError(f"DATA.VAL_SPLIT: class {visible(name)} has one training image, none can be held out")
     kept, held = stratified_split(sources.train.labels, fraction, int(seed), "val_split")
     return {"train": Subset(sources.train, kept), "val": Subset(sources.train, held), "test": sources.val}
 
@@ -120,10 +128,24 @@ def facts_of(info, parts, mean=(), std=()):
     return replace(info, **sizes, **chosen)
 
 
+def identities(parts):
+    """{part: {'count': number of images, 'digest': of their relative names and labels}}: plain, for a checkpoint."""
+    found = {}
+    for part, images in parts.items():
+        digest = hashlib.sha256()
+        images.identify(digest)
+        found[part] = {"count": len(images), "digest": digest.hexdigest()}
+    return found
+
+
 def worker_count(wanted, world_size):
     """Loader workers per process; -1 divides the cores that this process may use among the processes of the machine."""
     if wanted >= 0:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # set by torchrun
-    return max(1, min(MOST_WORKERS, cores // here))
+    return max(1, min(MOST_WORKERS, cores() // here))
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

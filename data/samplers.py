@@ -83,7 +83,7 @@ def stratified_split(labels, fraction, *keys):
     labels = np.asarray(labels)
     classes, sizes = np.unique(labels, return_counts=True)
     if sizes.min() < 2:
-        raise DataError(f"class {classes[sizes.argmin()]} has one image: none can be held out (DATA.VAL_SPLIT)")
+        raise DataError(f"class {classes[sizes.argmin()]} has one image: none can be held out")
     held = []
     for label, count in zip(classes, apportion(sizes, fraction), strict=True):
         members = np.flatnonzero(labels == label)

@@ -25,6 +25,7 @@ SECTIONS = {  # timm skips sections that it does not know when they hold no digi
     "augmix": rf"m\d+|w\d+|d\d+|a{NUMBER}|b[01]|mstd{NUMBER}",
     **dict.fromkeys(("v0", "v0r", "original", "originalr", "3a"), rf"mstd{NUMBER}"),
 }
+LONGEST = 32  # times a side of the input: what an enlarged image may be long; its ends beyond that are cut off before
 EVAL_CROP = 0.875  # share of the resized image's side that the centre crop keeps
 
 
@@ -34,6 +35,33 @@ def covering_size(width, height, target):
     if rows * width >= cols * height:
         return rows, max(cols, rows * width // height)
     return max(rows, cols * height // width), cols
+
+
+def cover(image, target, mode):
+    """The PIL image resized until it covers `target` (height, width).
+
+    Of an image so thin that it would become more than LONGEST times as long as that only the middle is resized: 1x2000
+    pixels would take 300 MB at 224x224, and all but a centre crop's worth is thrown away.
+    """
+    width, height = kept_size(*image.size, target)
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return F.resize(image, covering_size(width, height, target), mode)
+
+
+def kept_size(width, height, target):
+    """(width, height) of the middle of an image that `cover` resizes: all of it but for very thin ones."""
+    rows, cols = covering_size(width, height, target)
+    return kept_side(width, cols, target[1]), kept_side(height, rows, target[0])
+
+
+def kept_side(side, enlarged, wanted):
+    """Of `side` pixels that become `enlarged`, how many of the middle to keep, so that they become LONGEST `wanted`."""
+    if enlarged <= LONGEST * wanted:
+        return side
+    kept = max(1, LONGEST * wanted * side // enlarged)
+    return kept + (side - kept) % 2  # as much is cut off on either side
 
 
 class ResizeSmall:
@@ -46,7 +74,7 @@ class ResizeSmall:
         """PIL image in, PIL image out."""
         if image.height >= self.size[0] and image.width >= self.size[1]:
             return image
-        return F.resize(image, covering_size(*image.size, self.size), T.InterpolationMode.BILINEAR)
+        return cover(image, self.size, T.InterpolationMode.BILINEAR)
 
     def __repr__(self):
         return f"resize images smaller than {text_size(self.size)} up to it (bilinear)"
@@ -70,7 +98,7 @@ class Fit:
         mode = T.InterpolationMode(self.interpolation)
         if self.larger is None:
             return F.resize(image, self.size, mode)
-        return F.center_crop(F.resize(image, covering_size(*image.size, self.larger), mode), self.size)
+        return F.center_crop(cover(image, self.larger, mode), self.size)
 
     def __repr__(self):
         size = text_size(self.size)

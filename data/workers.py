@@ -5,12 +5,46 @@ import multiprocessing
 import os
 import re
 import signal
+import time
 from multiprocessing import connection
+
+from torch.utils.data import Dataset, get_worker_info
 
 from utils.errors import HangError, StorageError
 
 GRACE = 2.0  # seconds that workers get to end by themselves when the process ends
+# What stands in the errors of torch and Python about workers, and what helps; at last the usual reason of a kill.
+REMEDIES = (
+    (r"shared memory|No space left|Bus error", "/dev/shm is too small: a larger one (docker run --shm-size=8g)"),
+    (r"Too many open files|ancdata", "the limit of open files is too low: raise it (ulimit -n 65536)"),
+    (r"", "out of memory? Try again"),
+)
+SHARED = r"shared memory\(shm\)|shared memory object|Too many open files|received 0 items of ancdata"
 REPORT = 5.0  # seconds to wait for the death of a worker whose connection broke: the kernel cuts connections first
+
+
+class InHand(Dataset):
+    """The dataset `samples`, which notes what image each of its workers has in hand: one that hangs can be named."""
+
+    def __init__(self, samples, workers):
+        self.samples = samples
+        self.index, self.since = multiprocessing.RawArray("q", workers), multiprocessing.RawArray("d", workers)
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, key):
+        worker = get_worker_info().id
+        self.index[worker] = key[1] if isinstance(key, tuple) else key
+        self.since[worker] = time.monotonic()
+        sample = self.samples[key]
+        self.since[worker] = 0.0
+        return sample
+
+    def longest(self):
+        """Name of the image that is in hand longest, '' if there is none."""
+        busy = [(since, index) for since, index in zip(self.since, self.index, strict=True) if since]
+        return self.samples.images.name(min(busy)[1]) if busy else ""
 
 
 class WorkerSignals:
@@ -77,16 +111,25 @@ def cause(error, processes):
 
 
 def worker_failure(error):
-    """The RunError that explains a RuntimeError of torch's DataLoader about its workers; None for other errors.
+    """The RunError that explains an error of torch's DataLoader about its workers or their memory; None for others.
 
     A killed worker can make such an error appear anywhere in the main process: torch raises it from a signal handler.
     """
-    if not isinstance(error, RuntimeError):
+    if not isinstance(error, (RuntimeError, OSError, EOFError)):
         return None
+    if isinstance(error, (EOFError, ConnectionResetError)):
+        return with_remedy("the connection to a loader worker broke", "")
     text = str(error)
     if text.startswith("DataLoader timed out"):
         return HangError("a loader worker gave no batch within DATA.WORKER_TIMEOUT")
-    if re.match(r"DataLoader worker \(pid\(?s?\)? ?", text):
-        reason = " ".join(text.split())[:80]
-        return StorageError(f"{reason} (out of memory or shared memory?); try again, or a smaller DATA.NUM_WORKERS")
-    return None
+    found = re.match(r"DataLoader worker \(pid\(?s?\)? ?", text) or re.search(SHARED, text)
+    if not found:
+        return None
+    reason = re.sub(r" for file <.*?>", "", " ".join(text[found.start() :].split()))
+    return with_remedy(reason[:80], text)
+
+
+def with_remedy(reason, text):
+    """StorageError of a loader's failure; `text`, all that is known of it, tells what helps."""
+    remedy = next(remedy for sign, remedy in REMEDIES if re.search(sign, text))
+    return StorageError(f"{reason}; {remedy}, or a smaller DATA.NUM_WORKERS")

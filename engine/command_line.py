@@ -1,6 +1,7 @@
 """The command line of main.py. Every flag is checked; a misspelt one is an error with the nearest right spelling."""
 
 import argparse
+import functools
 import os
 import re
 
@@ -64,6 +65,39 @@ FLAGS = {  # group -> {flag: (configuration key, placeholder or type)}; the key'
     },
 }
 
+ELSEWHERE = {  # flags of DeiT, timm, MAE and others that are not a key's name here -> the key, or the flag
+    "--aa": "AUG.AUTO_AUGMENT",
+    "--auto-resume": "TRAIN.AUTO_RESUME",
+    "--clip-mode": "TRAIN.CLIP_GRAD",
+    "--config": "--cfg",
+    "--data": "--data-path",
+    "--data-dir": "--data-path",
+    "--data-set": "DATA.DATASET",
+    "--decay-epochs": "TRAIN.LR_SCHEDULER.DECAY_EPOCHS",
+    "--decay-rate": "TRAIN.LR_SCHEDULER.DECAY_RATE",
+    "--drop": "MODEL.DROP_RATE",
+    "--drop-path": "MODEL.DROP_PATH_RATE",
+    "--evaluate": "--eval",
+    "--finetune": "--pretrained",
+    "--initial-checkpoint": "--pretrained",
+    "--input-size": "DATA.IMG_SIZE",
+    "--log-interval": "PRINT_FREQ",
+    "--lr": "TRAIN.BASE_LR",
+    "--learning-rate": "TRAIN.BASE_LR",
+    "--model": "MODEL.TYPE",
+    "--model-ema": "TRAIN.EMA.ENABLE",
+    "--model-ema-decay": "TRAIN.EMA.DECAY",
+    "--opt": "--optim",
+    "--opt-betas": "TRAIN.OPTIMIZER.BETAS",
+    "--opt-eps": "TRAIN.OPTIMIZER.EPS",
+    "--optimizer": "--optim",
+    "--output-dir": "--output",
+    "--sched": "TRAIN.LR_SCHEDULER.NAME",
+    "--smoothing": "MODEL.LABEL_SMOOTHING",
+    "--train-interpolation": "DATA.INTERPOLATION",
+    "--wd": "TRAIN.WEIGHT_DECAY",
+    "--workers": "DATA.NUM_WORKERS",
+}
 REPLACED = {  # flags of the original repository
     "--amp-opt-level": "use --disable-amp or --amp-dtype",
     "--fused_window_process": "use --compile",
@@ -72,8 +106,42 @@ REPLACED = {  # flags of the original repository
 }
 
 
+class Once(argparse.Action):
+    """Store the value of an option, or that a switch was given; the second time it is an error."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Called by argparse."""
+        before = getattr(namespace, self.dest)
+        if before is not self.default:
+            raise argparse.ArgumentError(self, "given twice" + f", {before} and {values}" * (self.nargs != 0))
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+
+
+class Pairs(argparse.Action):
+    """Collect KEY VALUE words; a key that comes twice is an error."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Called by argparse."""
+        words = [*getattr(namespace, self.dest), *values]
+        given = {}
+        for key, value in zip(words[::2], words[1::2], strict=False):
+            if key in given:
+                raise argparse.ArgumentError(self, f"{key} is given twice, {given[key]} and {value}")
+            given[key] = value
+        setattr(namespace, self.dest, words)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, but mistakes are a ConfigError (64) of one line instead of a usage text and exit code 2."""
+    """argparse, but mistakes are a ConfigError (64) of one line instead of a usage text and exit code 2.
+
+    An option that is given twice is one of them; with action="pairs" it may be, with other keys.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register("action", None, Once)
+        self.register("action", "pairs", Pairs)
+        self.register("action", "store_true", functools.partial(Once, nargs=0, const=True, default=False))
 
     def error(self, message):
         """Raise instead of exiting."""
@@ -102,7 +170,7 @@ def build_parser():
 def add_configuration(group):
     """--cfg and --opts, here and for tools that read a configuration."""
     group.add_argument("--cfg", metavar="FILE", help="YAML configuration (required)")
-    group.add_argument("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE",
+    group.add_argument("--opts", nargs="*", action="pairs", default=[], metavar="KEY VALUE",
                        help='change any keys: TRAIN.EPOCHS 100 MODEL.SHORTCUT.KERNELS "[3, 5]"')  # fmt: skip
 
 
@@ -138,6 +206,14 @@ def parse_args(argv=None):
     return args
 
 
+def joined(*options):
+    """Lists of KEY VALUE words as one that names each key once; later wins."""
+    pairs = {}
+    for words in options:
+        pairs |= dict(zip(words[::2], words[1::2], strict=True))
+    return [word for pair in pairs.items() for word in pair]
+
+
 def flag_overrides(args):
     """`{'DATA.BATCH_SIZE': (64, '--batch-size'), ...}` for every flag that was given, 0 and '' included."""
     given = {}
@@ -155,12 +231,21 @@ def _unknown_flag(word, parser):
         return ConfigError(f"{name}: does not exist here, {REPLACED[name]}")
     if not name.startswith("-"):
         return ConfigError(f"{word!r}: stands after no flag (see --help)")
-    hint = nearest(name, re.findall(r"--[a-z-]+", parser.format_usage()))
-    last = name.lstrip("-").upper().replace("-", "_")
-    keys = [key for key in KEYS if key.rpartition(".")[2] == last]  # TRAIN.EPOCHS for --epochs
-    if keys and not hint:
-        hint = f"; write --opts {' or '.join(keys)} and the value"
-    return ConfigError(f"{name}: unknown flag{hint}")
+    return ConfigError(f"{name}: unknown flag{_hint(name.lower().replace('_', '-'), parser)}")
+
+
+def _hint(name, parser):
+    """What an unknown flag may mean: the same in another program, a flag or a key of this name, else what is near."""
+    keys = {}  # {'--epochs': keys whose last part that is}
+    for key in KEYS:
+        keys.setdefault("--" + key.rpartition(".")[2].lower().replace("_", "-"), []).append(key)
+    flags = re.findall(r"--[a-z-]+", parser.format_usage())
+    close = ELSEWHERE.get(name) or name
+    if close not in (*flags, *keys, *KEYS):
+        close = nearest(name, [*flags, *keys]).removeprefix(" - did you mean ").removesuffix("?")
+    if close in flags or not close:
+        return f" - did you mean {close}?" if close else ""
+    return f"; write --opts {' or '.join(keys.get(close, [close]))} and the value"
 
 
 def _check_modes(args):

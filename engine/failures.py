@@ -4,19 +4,22 @@ import json
 import re
 import threading
 import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from data.workers import worker_failure
 from utils import errors
-from utils.errors import HangError, ResourceError, RunError
+from utils.errors import ConfigError, HangError, ResourceError, RunError
 
-KEY = "failure"
+KEY, SAID = "failure", "said"  # what ended a rank; the class of the error that rank 0 prints
+PATIENCE = 10.0  # seconds in which rank 0 meets an error that every rank meets
 ANSWER = 5.0  # seconds for the store to answer: that of a halted process never does
 POLL = 0.0005  # seconds between two looks at an event of the GPU
 LOOK = 1.0  # seconds between two looks at what the other processes say
 SILENCE = 20.0  # seconds without a sign of life after which a wait for the GPU is given up
+ONE_VALUE = "Expected more than 1 value per channel when training"  # as torch says it
 LOST_PEER = (
     "Connection closed by",
     "Connection reset by peer",
@@ -48,6 +51,23 @@ def ask(function):
     return answers[0] if answers else None
 
 
+def settle(error, world):
+    """Leave a RunError that every rank meets to rank 0 to print; if rank 0 does not meet it, it was this rank's own."""
+    if world.store is None or not error.everywhere:
+        return
+    kind = type(error).__name__
+    try:
+        if world.is_main:
+            world.store.set(SAID, kind)
+        else:
+            world.store.wait([SAID], timedelta(seconds=PATIENCE))
+            error.printed = world.store.get(SAID).decode() == kind
+    except dist.DistStoreError:  # rank 0 goes on
+        error.everywhere = False
+    except dist.DistNetworkError:  # rank 0 kept the store, has said why it ended and is gone
+        error.printed = True
+
+
 def tell(error, world):
     """Leave the reason why this rank ends in the store, where the others look for it; the first one stays."""
     if world.store is None or getattr(error, "printed", False):
@@ -70,10 +90,16 @@ def told(world):
 
 
 def explain(error, world):
-    """The RunError behind a RuntimeError: out of memory, another process's end, NCCL's reason, a loader worker's death.
+    """The RunError behind an error of torch: out of memory, another process's end, NCCL's reason, a loader worker's
+    death, BatchNorm over one value.
 
     None for other errors.
     """
+    if ONE_VALUE in str(error):  # a ValueError, inside another one where the step is compiled
+        return ConfigError(
+            "DATA.BATCH_SIZE: 1 leaves BatchNorm one value per channel where a stage has one token - allowed: "
+            "at least 2, or a larger DATA.IMG_SIZE"
+        )
     if not isinstance(error, RuntimeError):
         return None
     found = out_of_memory(error, world) or (lost_peer(error, world) if world.size > 1 else None)

@@ -6,10 +6,21 @@ from pathlib import Path
 from config import changes_results, completed, difference, to_plain
 from engine.train import Progress
 from models.weights.pretrained import load_exact, read_weights
+from optimizer import continue_from
 from utils import checkpoint
-from utils.errors import MismatchError, OutputError
+from utils.errors import MismatchError, OutputError, listing
 
 FORMAT = 1
+HELD = {  # what a checkpoint must hold to continue a run
+    "config": dict,
+    "world_size": int,
+    "steps_per_epoch": int,
+    "model": dict,
+    "optimizer": dict,
+    "progress": dict,
+}
+# A resumed run has its weights from the checkpoint.
+ONLY_AT_THE_START = ("MODEL.PRETRAINED", "MODEL.INIT", "MODEL.ARGS.PRETRAINED")
 
 
 def to_payload(state, config, facts, world, per_epoch):
@@ -28,42 +39,86 @@ def to_payload(state, config, facts, world, per_epoch):
     }
 
 
+def is_ours(payload):
+    """Whether a file's content was written by this program: by a run, or by a tool that averaged some."""
+    return payload.get("format") == FORMAT and isinstance(payload.get("config"), dict)
+
+
+def check_resumable(payload, path):
+    """Raise MismatchError unless the content of a checkpoint file is that of a run that can be continued."""
+    absent = [key for key, kind in HELD.items() if not isinstance(payload.get(key), kind)]
+    if not is_ours(payload) or absent:
+        found = f"another program's run (without {listing(absent, 2)})" if absent else "another program's run"
+        found = "weights only" if "optimizer" in absent else found
+        raise MismatchError(f"{path}: holds {found}, nothing to resume; use --pretrained to start from its weights")
+
+
 def restore(state, payload, path, per_epoch):
     """Put a checkpoint's content into `state`. Raises MismatchError naming what does not fit."""
-    if "optimizer" not in payload or "progress" not in payload:
-        raise MismatchError(f"{path}: holds weights only, nothing to resume; use --pretrained to start from them")
     load_exact(state.model, payload["model"], path)
     if state.ema:
         load_exact(state.ema.module, payload["ema"] or payload["model"], path)
-    state.optimizer.load_state_dict(payload["optimizer"])
+    continue_from(state.optimizer, payload["optimizer"], path)
     if state.scaler and payload["scaler"]:
         state.scaler.load_state_dict(payload["scaler"])
     state.progress = Progress(**payload["progress"])
-    if payload["steps_per_epoch"] != per_epoch:  # another global batch (TRAIN.ALLOW_CHANGES)
+    if payload["steps_per_epoch"] != per_epoch:  # other images or another global batch (TRAIN.ALLOW_CHANGES)
         epochs, inside = divmod(state.progress.step, payload["steps_per_epoch"])
         if inside:
-            raise MismatchError(f"{path}: in the middle of an epoch, which another global batch size cannot continue")
+            raise MismatchError(
+                f"{path}: in the middle of an epoch of {payload['steps_per_epoch']} steps, which one of {per_epoch} "
+                "cannot continue (other images or another global batch)"
+            )
         state.progress.step = epochs * per_epoch
 
 
-def check_same_run(config, world, payload, path, pipeline="cpu"):
+def check_same_run(config, world, payload, path, facts=None, per_epoch=None):
     """[(key, old, new)] in which a checkpoint's run differs from this one. Raises MismatchError unless that is allowed.
 
-    `pipeline`: the data path of this run.
+    `facts`, `per_epoch`: of this run, as in `to_payload`. A checkpoint without facts about its images is older than
+    they are.
     """
+    facts, stored = facts or {}, payload.get("data", {})
     changes = difference(completed(payload["config"]), to_plain(config))
     changes = [(key, old, new) for key, old, new in changes if changes_results(key)]
-    trained_by = payload.get("data", {}).get("pipeline", "cpu")
-    if trained_by != pipeline and "DATA.PIPELINE" not in [key for key, *_ in changes]:
-        changes.append(("DATA.PIPELINE", trained_by, pipeline))  # what 'auto' chose then and what it chooses here
+    for key, old, new in changes:
+        if key == "TRAIN.OPTIMIZER.NAME":
+            raise MismatchError(f"{path}: the state of {old} cannot be continued by {new} ({key}); use another --tag")
+    pipelines = stored.get("pipeline", "cpu"), facts.get("pipeline", "cpu")
+    if len(set(pipelines)) > 1 and "DATA.PIPELINE" not in [key for key, *_ in changes]:
+        changes.append(("DATA.PIPELINE", *pipelines))  # what 'auto' chose then and what it chooses here
     if payload["world_size"] != world.size:
         changes.append(("processes", payload["world_size"], world.size))
+    changes += changed_images(stored.get("parts"), facts.get("parts"))
+    if per_epoch and not changes and per_epoch != payload["steps_per_epoch"]:
+        changes.append(("steps of an epoch", payload["steps_per_epoch"], per_epoch))
     if changes and not config.TRAIN.ALLOW_CHANGES:
         listed = ", ".join(f"{key} {old!r} -> {new!r}" for key, old, new in changes)
         raise MismatchError(
             f"{path}: made with another configuration: {listed}; use another --tag, or TRAIN.ALLOW_CHANGES True",
         )
     return changes
+
+
+def changed_images(stored, here):
+    """[(what, old, new)] in which two sets of images {part: {'count', 'digest'}} differ; none if one is not known."""
+    if not (stored and here):
+        return []
+    changes = []
+    for part in dict.fromkeys([*stored, *here]):
+        old, new = stored.get(part, {}), here.get(part, {})
+        if old.get("count") != new.get("count"):
+            changes.append((f"{part} images", old.get("count"), new.get("count")))
+        elif old != new:
+            changes.append((f"names or labels of the {part} images", old["digest"][:8], new["digest"][:8]))
+    return changes
+
+
+def describe_change(key, old, new):
+    """The line about a change that TRAIN.ALLOW_CHANGES allowed."""
+    if key in ONLY_AT_THE_START:
+        return f"{key} {new!r} instead of {old!r} has no effect: the weights are the checkpoint's"
+    return f"{key} changed from {old!r} to {new!r} (TRAIN.ALLOW_CHANGES)"
 
 
 def choose_checkpoint(folder, resume, auto_resume, warn):
@@ -75,11 +130,12 @@ def choose_checkpoint(folder, resume, auto_resume, warn):
     own = checkpoint.find_newest(folder, warn) if folder.is_dir() else None
     if own and not (auto_resume or resume):
         raise OutputError(f"{folder.parent} already holds a run and TRAIN.AUTO_RESUME is False; use another --tag")
-    if not resume:
-        return own
-    if own is None or checkpoint.same_file(own[0], resume):
-        return resume, checkpoint.load(resume)
-    if Path(own[1]["config"]["MODEL"]["RESUME"]).resolve() == Path(resume).resolve():
+    if own is None and not resume:
+        return None
+    if resume and (own is None or checkpoint.same_file(own[0], resume)):
+        own, resume = (resume, checkpoint.load(resume)), ""
+    check_resumable(own[1], own[0])
+    if not resume or Path(completed(own[1]["config"])["MODEL"]["RESUME"]).resolve() == Path(resume).resolve():
         return own
     raise MismatchError(
         f"--resume {resume}: {folder.parent} already holds a run; use another --tag",
@@ -100,7 +156,8 @@ def load_for_evaluation(task, model, config, log):
     """Put the weights of MODEL.RESUME into `model`, all of them, or raise MismatchError."""
     path = config.MODEL.RESUME
     payload = checkpoint.load(path)
-    task.check_facts(payload.get("data", {}), path)
-    if "optimizer" in payload or "ema" in payload:  # one of ours
+    if is_ours(payload):
+        task.check_facts(payload.get("data", {}), path)
+    if is_ours(payload) or payload.get("ema") is not None:
         payload = {"model": choose_weights(payload, config.TEST.WEIGHTS, path)}
     load_exact(model, read_weights(payload, path, log.info, own=model.state_dict()), path)

@@ -101,8 +101,8 @@ class Run:
 
     def _restore(self, path):
         payload = checkpoint.load(path)
-        changes = resume.check_same_run(self.config, self.world, payload, path, self.task.facts()["pipeline"])
         self.task.check_facts(payload.get("data", {}), path)
+        changes = resume.check_same_run(self.config, self.world, payload, path, self.task.facts(), self.per_epoch)
         resume.restore(self.state, payload, path, self.per_epoch)
         self.saved_step = self.state.progress.step
         return changes
@@ -140,7 +140,7 @@ class Run:
             f"run folder {self.folder.path}"
         )
         for key, old, new in changes:
-            log.warning(f"{key} changed from {old!r} to {new!r} (TRAIN.ALLOW_CHANGES)")
+            log.warning(resume.describe_change(key, old, new))
         if path:
             log.heading(f"resuming from {path}: step {state.progress.step}, {len(self.history)} epochs validated")
 
@@ -208,17 +208,24 @@ class Run:
         test = self._test_best() if self.task.data.test is not None else None
         self._count_time()
         if self.world.is_main:
-            title = f"{self.config.MODEL.NAME} / {self.config.TAG}"
-            draw_curves(self.history, self.task.headline, self.folder.path / "curves.png", title)
             cost = {"params": self.params, "macs": self.macs}
             report = summary(self.config, self.task, self.state.progress, test, cost)
             report |= {"command": self.command, **environment(self.world)}
             self.folder.write_exit("finished", 0, False)
             self.folder.write_json("summary.json", report)  # last, for it says that the run is complete
+            self._draw()
         self.log.heading(
             f"best {self.say(self.best())}, final {self.say(self.history[-1])}"
             + (f", test {self.say(test)}" if test else "")
         )
+
+    def _draw(self):
+        """curves.png; the results are written already, and a picture that fails takes nothing from them."""
+        title = f"{self.config.MODEL.NAME} / {self.config.TAG}"
+        try:
+            draw_curves(self.history, self.task.headline, self.folder.path / "curves.png", title)
+        except Exception as error:  # whatever matplotlib and its fonts come up with
+            self.log.warning(f"curves.png could not be drawn ({type(error).__name__}: {error})")
 
     def _test_best(self):
         self.world.barrier()  # rank 0 has written best.pth

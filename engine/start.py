@@ -3,22 +3,28 @@
 import os
 import shlex
 import sys
+from datetime import timedelta
 
 import config as configuration
 from engine import command_line
 from utils.errors import ConfigError, Interrupted, RunError
+from utils.text import prepare_output, require_utf8
+
+STORE_SECONDS = 10  # to connect to the store of torchrun
 
 
 def main(train, argv=None):
-    """Run and return the exit code; a RunError becomes one line, on rank 0 unless only this rank knows of it.
+    """Run and return the exit code; a RunError becomes one line, printed by one process.
 
     train(config, world, log, command, config_text): the experiment.
     """
-    rank = os.environ.get("RANK", "0")
+    if argv is None:
+        require_utf8()
+    prepare_output()
     try:
         execute(train, list(sys.argv[1:] if argv is None else argv))
     except RunError as error:
-        if (rank == "0" or not error.everywhere) and not error.printed:
+        if not error.printed and first_to_say(error.line()):
             print(error.line(), file=sys.stderr, flush=True)
         return error.exit_code
     except Interrupted as error:
@@ -64,11 +70,15 @@ def execute(train, argv):
                 text = configuration.dump_with_origins(config, origins)
                 train(config, world, log, shlex.join(["python", "main.py", *argv]), text)
     except ArgumentError as error:  # of a forward pass: models know keywords, the user of a YAML file keys
-        raise ConfigError(error.spelled(key_of)) from error
+        failure = ConfigError(error.spelled(key_of))
+        failures.settle(failure, world)
+        raise failure from error
     except Interrupted:  # on all ranks together
         raise
     except Exception as error:
         explained = failures.explain(error, world)
+        if isinstance(error, RunError):
+            failures.settle(error, world)
         failures.tell(explained or error, world)
         distributed.abort(world)
         if explained is None:
@@ -76,6 +86,21 @@ def execute(train, argv):
         raise explained from error
     finally:
         distributed.disconnect(world)
+
+
+def first_to_say(line):
+    """Whether no other process of torchrun has said this line, which errors from before the processes have met need;
+    without torchrun's store nobody knows: True."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from torch import distributed
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+        return store.add(f"said {os.environ['TORCHELASTIC_RESTART_COUNT']} {line}", 1) == 1
+    except distributed.DistError:
+        return True
 
 
 def refuse_different_configurations(world, plain):

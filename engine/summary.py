@@ -63,6 +63,8 @@ def draw_curves(history, headline, path, title):
     """Loss, headline and learning rate over epochs, as a PNG."""
     from matplotlib.figure import Figure  # slow to import, needed at the end only; the object API needs no display
 
+    from utils.lettering import legible
+
     epochs = [row["epoch"] + 1 for row in history]
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     loss, score, rate = figure.subplots(1, 3)
@@ -75,4 +77,5 @@ def draw_curves(history, headline, path, title):
         axes.set(title=name, xlabel="epoch")
         axes.grid(alpha=0.3)
     figure.suptitle(title)
+    legible(figure)
     figure.savefig(path, dpi=120)

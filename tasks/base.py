@@ -86,7 +86,10 @@ class Task(ABC):
 
     @abstractmethod
     def facts(self):
-        """Plain values about the data that go into the checkpoint; {'pipeline': name of the data path} and more."""
+        """Plain values about the data that go into the checkpoint: {'pipeline': name of the data path} and more.
+
+        With 'parts' (data.pipelines.identities) a run is not continued on other images without a word.
+        """
 
     @abstractmethod
     def check_facts(self, stored, path):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -201,3 +202,60 @@ def small_file_limit(size):
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def kill_before_seal(save):
+    """kill -9 when the `save`-th checkpoint is written but not sealed."""
+    from utils import checkpoint
+
+    original, calls = checkpoint.seal, []
+
+    def wrapped(path, step):
+        calls.append(1)
+        if len(calls) == save:
+            kill_self()
+        original(path, step)
+
+    checkpoint.seal = wrapped
+
+
+def signal_twice(step):
+    """Receive SIGTERM in the middle of step `step`, and again while the checkpoint is written that it asks for."""
+    signal_at_step(step, "SIGTERM")
+    original = torch.save
+
+    def wrapped(payload, file):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(payload, file)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    torch.save = wrapped
+
+
+def at_image(index, action):
+    """A loader worker that is to read training image `index` is killed ('kill') or never returns ('hang')."""
+    from data.samples import TrainSamples
+
+    original = TrainSamples.read
+
+    def wrapped(samples, now, left_out, notes):
+        if now == index:
+            kill_self() if action == "kill" else time.sleep(1000)
+        return original(samples, now, left_out, notes)
+
+    TrainSamples.read = wrapped
+
+
+def only_on(rank_, name):
+    """This rank alone finds the file of weights `name` missing, when the processes have met."""
+    from engine import build
+    from utils.errors import MissingError
+
+    original = build.build
+
+    def wrapped(*arguments):
+        if rank() == rank_:
+            raise MissingError(f"{name}: no such file")
+        return original(*arguments)
+
+    build.build = wrapped

@@ -72,7 +72,7 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         "test_checkpoint.py",
         {
             "damage unseen": ("!= stored:", "== None:"),
-            "step of the seal": ('sha256=" % step', 'sha256=" % (step + 1)'),
+            "step of the seal": ('sha256=" % place', 'sha256=" % place._replace(step=0)'),
             "the oldest is chosen": ("reverse=True", "reverse=False"),
             "the newest are removed": ("[:-keep]", "[keep:]"),
             "best.pth is never taken": ("if (folder / BEST).is_file():", "if False:"),
@@ -144,7 +144,7 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         "test_tasks.py test_resume_rules.py test_main.py test_faults.py::test_resume_with_another_number_of_ranks",
         {
             "average not restored": ('payload["ema"] or payload["model"]', 'payload["model"]'),
-            "optimizer not restored": ('state.optimizer.load_state_dict(payload["optimizer"])', "pass"),
+            "optimizer not restored": ('continue_from(state.optimizer, payload["optimizer"], path)', "pass"),
             "sums of the epoch not restored": (
                 '(**payload["progress"])',
                 '(**{**payload["progress"], "loss_sum": 0.0})',

@@ -1,25 +1,18 @@
 """Bad inputs as a user meets them: main.py must answer with one line, the right code, and leave nothing behind.
 
-Which test covers which case of docs/reliability.md (faults by number, inputs by their text):
-
-- faults 1-6, 8-14, 16, 18, 20-22, 26-28, 35, 36, 38: test_faults.py; 7 (best and last): here; 18, 19, 24, 25:
-  test_checkpoint.py; 23: here; 30, 31: test_data_loaders.py; 32, 33: here and test_data_loaders.py; 34: test_main.py
-  (1-3 processes), test_data_samplers.py and test_data_loaders.py.
-- configuration: every row in test_config.py (files, types, ranges) and test_cli.py (flags); models and sizes in
-  test_models.py; the path from there to the exit code in CONFIG_CASES below.
-- data: FOLDER_CASES, TRAINING_IMAGES, test_a_bad_validation_image_..., test_odd_images_are_fine below; each policy in
-  detail in test_data_images.py, folders in test_data_folders.py, zip files in test_data_zip.py; no read permission in
-  test_data_folders.py and test_data_images.py.
-- checkpoint and run: test_main.py (missing, cut, checksum, other architecture, other head, EMA only, unsafe, HTML, no
-  device, RANK without WORLD_SIZE, output not writable), test_faults.py (changed rate, other world size, lock, port),
-  test_pretrained.py (prefixes, formats), and WEIGHTS, test_too_many_processes, test_other_classes_... below.
+INPUTS says which test covers which bad input. The faults that are injected into runs, by their number in
+docs/reliability.md: 1-6, 8-14, 16, 18, 20-22, 26-28, 35, 36, 38: test_faults.py; 18, 19, 24, 25: test_checkpoint.py;
+30, 31: test_data_loaders.py; 34: test_main.py (1-3 processes), test_data_samplers.py and test_data_loaders.py; 7 (best
+and last), 23, 32, 33: here.
 """
 
 import io
 import json
+import re
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +26,81 @@ from tests.launch import run, run_here
 from tests.tiny import arguments, differences, final_state, write_config
 from utils.distributed import World, choose_device
 from utils.errors import UnavailableError
+
+INPUTS = {  # bad input -> its test, in this file unless another one is named
+    "key typo": "test_configuration[key typo]",
+    "flag typo": "test_configuration[flag typo]",
+    "wrong type; 5 for 5.0 is fine": "test_config.py::test_types_as_written",
+    "null value": "test_configuration[null]",
+    "missing file": "test_configuration[no such file]",
+    "empty file": "test_configuration[empty file]",
+    "duplicate key": "test_configuration[duplicate key]",
+    "cyclic BASE": "test_configuration[cyclic BASE]",
+    ".py BASE": "test_configuration[BASE is a program]",
+    "!!python tag": "test_configuration[python tag]",
+    "unknown model": "test_configuration[unknown model]",
+    "unknown optimizer": "test_configuration[unknown optimizer]",
+    "unknown scheduler": "test_configuration[unknown scheduler]",
+    "image % patch": "test_configuration[image against patch]",
+    "window does not fit": "test_configuration[image against window]",
+    "dim % heads": "test_configuration[width against heads]",
+    "len(DEPTHS) against len(HEADS)": "test_configuration[stages]",
+    "lr < 0, epochs < 1, p > 1": "test_configuration[negative rate]",
+    "warm-up >= epochs": "test_configuration[warm-up]",
+    "odd batch with pairwise mixup": "test_configuration[odd batch]",
+    "path missing": "test_folders[no such path]",
+    "no train/ or val/": "test_folders[no train]",
+    "unknown dataset": "test_configuration[unknown dataset]",
+    "empty class folder": "test_folders[empty class]",
+    "train and val classes differ": "test_folders[classes differ]",
+    "folders against NUM_CLASSES": "test_folders[class count]",
+    "hidden folder": "test_a_hidden_folder_is_left_out_with_a_warning",
+    "flat val/ folder": "test_folders[flat val]",
+    "zero-byte file": "test_a_bad_training_image_stops_the_run_and_is_named[zero bytes]",
+    "text named .jpg": "test_a_bad_training_image_stops_the_run_and_is_named[text]",
+    "truncated JPEG": "test_a_bad_training_image_stops_the_run_and_is_named[truncated]",
+    "no read permission": "test_data_images.py::test_missing_and_unreadable_files",
+    "grey": "test_odd_images_are_fine[grey.png]",
+    "CMYK": "test_odd_images_are_fine[cmyk.jpg]",
+    "RGBA": "test_odd_images_are_fine[rgba.png]",
+    "16 bit": "test_odd_images_are_fine[deep.png]",
+    "EXIF rotation": "test_odd_images_are_fine[turned.jpg]",
+    "animated": "test_odd_images_are_fine[film.gif]",
+    "palette, LA": "test_odd_images_are_fine[palette.gif]",
+    "decompression bomb": "test_a_bad_training_image_stops_the_run_and_is_named[bomb]",
+    "label out of range": "test_a_label_outside_the_classes_names_the_file_and_the_range",
+    "batch larger than dataset/ranks": "test_folders[batch]",
+    "eval without checkpoint": "test_cli.py::test_mistake_is_one_line_with_code_64[--eval]",
+    "checkpoint missing": "test_main.py::test_mistakes_are_one_line_and_leave_nothing[absent.pth]",
+    "truncated": "test_main.py::test_bad_checkpoints[cut]",
+    "checksum differs": "test_main.py::test_bad_checkpoints[flipped]",
+    "other architecture": "test_main.py::test_bad_checkpoints[other architecture]",
+    "head size differs": "test_main.py::test_bad_checkpoints[other head]",
+    "module. stripped": "test_weights_for_evaluation[DataParallel]",
+    "EMA-only": "test_main.py::test_bad_checkpoints[only ema]",
+    "compiled wrapper stripped": "test_weights_for_evaluation[compiled]",
+    "no key matches": "test_weights_for_evaluation[no key matches]",
+    "unsafe pickle": "test_main.py::test_bad_checkpoints[unsafe]",
+    "HTML page named .pth": "test_main.py::test_bad_checkpoints[html]",
+    "safetensors accepted": "test_weights_for_evaluation[safetensors]",
+    "resume with changed lr": "test_faults.py::test_resume_with_changed_learning_rate",
+    "different world size": "test_faults.py::test_resume_with_another_number_of_ranks",
+    "output locked": "test_faults.py::test_second_run_in_the_same_folder",
+    "output not writable": "test_main.py::test_output_that_cannot_be_written",
+    "port in use": "test_faults.py::test_port_in_use",
+    "WORLD_SIZE > devices": "test_too_many_processes",
+    "RANK without WORLD_SIZE": "test_main.py::test_an_incomplete_launcher_environment",
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_bad_input_has_a_test(name):
+    file, _, test = INPUTS[name].rpartition("::")
+    function, _, case = test.rstrip("]").partition("[")
+    text = (Path(__file__).parent / (file or Path(__file__).name)).read_text().partition("\nINPUTS = ")
+    text = text[0] + text[2].partition("\n}\n")[2]  # without this table
+    assert re.search(rf"^def {function}\(", text, re.MULTILINE)
+    assert f'"{case}"' in text or not case
 
 
 def picture(seed, mode="RGB", side=8):
@@ -259,7 +327,7 @@ WEIGHTS = {  # file name, what is made of the state dict, exit code, words
     "safetensors": ("w.safetensors", lambda model: model, 0, ()),
     "compiled": ("w.pth", lambda model: {f"_orig_mod.{name}": value for name, value in model.items()}, 0, ()),
     "DataParallel": ("w.pth", lambda model: {"model": {f"module.{n}": v for n, v in model.items()}}, 0, ()),
-    "no key matches": ("w.pth", lambda model: {f"x.{name}": value for name, value in model.items()}, 78, ("w.pth",)),
+    "no key matches": ("w.pth", lambda model: {f"{name}.x": value for name, value in model.items()}, 78, ("w.pth",)),
     "EMA only": ("w.pth", lambda model: {"model_ema": model}, 78, ("EMA",)),
     "not weights": ("w.pth", lambda model: {"epoch": 3}, 65, ("no weights",)),
     "a list": ("w.pth", lambda model: list(model.values()), 65, ("list",)),
@@ -280,6 +348,17 @@ def test_weights_for_evaluation(trained, tmp_path, capsys, name):
     else:
         assert result.code == 0, result.output
         assert count in result.output
+
+
+@pytest.mark.parametrize("more", [(), ("--compile",)])
+def test_one_image_where_a_stage_has_one_token_is_one_line(tmp_path, more):
+    """BatchNorm of the shortcut has one value per channel then."""
+    sizes = {"PATCH_SIZE": 4, "WINDOW_SIZE": 4, "DIM": 8, "DEPTHS": [1, 1, 1, 1], "HEADS": [1, 1, 1, 1]}
+    model = {"TYPE": "swin_tiny", "NAME": "tiny", "ARGS": sizes, "SHORTCUT": {"KERNELS": [3]}}
+    config = write_config(tmp_path, MODEL=model, DATA__IMG_SIZE=32, AUG__MIXUP_PROB=0.0)
+    (result,) = run(arguments(config, tmp_path, "--batch-size", "1", *more), tmp_path)
+    check_refused(result, 64, "DATA.BATCH_SIZE: 1", "at least 2", "DATA.IMG_SIZE")
+    assert json.loads((tmp_path / "tiny/default/exit.json").read_text())["code"] == 64
 
 
 def test_a_run_without_auto_resume_does_not_overwrite_another(trained, tmp_path):

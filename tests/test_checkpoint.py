@@ -1,5 +1,6 @@
 """Checkpoint files against damage of every kind."""
 
+import hashlib
 import os
 import random
 
@@ -66,6 +67,60 @@ def test_the_newest_is_the_one_with_the_highest_step(saved):
     checkpoint.save(path.with_name("epoch_3.pth"), payload, step=20)
     checkpoint.save(path.with_name("previous.pth"), payload, step=4)
     assert checkpoint.find_newest(path.parent, print)[0].name == "epoch_3.pth"
+
+
+def payload_of(epochs, batch, per_epoch):
+    """What tells the place of a run's checkpoint."""
+    config = {"DATA": {"BATCH_SIZE": batch}, "TRAIN": {"ACCUMULATION_STEPS": 2}}
+    progress = {"history": [{}] * epochs}
+    return {"config": config, "world_size": 3, "steps_per_epoch": per_epoch, "progress": progress}
+
+
+def test_epochs_and_images_tell_the_newest_not_a_number_of_steps_that_shrank(tmp_path):
+    """Three epochs of 10 steps, then the fourth of 2 larger ones and a half more."""
+    places = {"epoch_2.pth": (3, 4, 10, 30), "previous.pth": (4, 20, 2, 8), "last.pth": (4, 20, 2, 9)}
+    for name, (epochs, batch, per_epoch, step) in places.items():
+        checkpoint.save(tmp_path / name, payload_of(epochs, batch, per_epoch), step)
+    assert checkpoint.sealed_place(tmp_path / "last.pth") == (4, 1 * 20 * 2 * 3, 9)
+    assert checkpoint.find_newest(tmp_path, print)[0].name == "last.pth"
+    checkpoint.save(tmp_path / "epoch_4.pth", payload_of(5, 20, 2), 10)
+    checkpoint.prune_epochs(tmp_path, keep=1)
+    assert not (tmp_path / "epoch_2.pth").exists()
+    assert checkpoint.find_newest(tmp_path, print)[0].name == "epoch_4.pth"
+
+
+def seal_as_before(path, step):
+    """Seal a file that torch.save wrote as earlier versions did: with the step alone."""
+    content = path.read_bytes()[:-2] + (0x59).to_bytes(2, "little") + b"step=%012d sha256=" % step
+    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+
+
+def test_checkpoints_of_earlier_versions_are_read_and_older_than_new_ones(tmp_path):
+    for name, step in (("last.pth", 40), ("epoch_3.pth", 20)):
+        torch.save({"step": step}, tmp_path / name)
+        seal_as_before(tmp_path / name, step)
+    path, payload = checkpoint.find_newest(tmp_path, print)
+    assert (path.name, payload, checkpoint.sealed_step(path)) == ("last.pth", {"step": 40}, 40)
+    checkpoint.save(tmp_path / "previous.pth", payload_of(4, 20, 2), 9)
+    assert checkpoint.find_newest(tmp_path, print)[0].name == "previous.pth"
+    damaged = bytearray((tmp_path / "last.pth").read_bytes())
+    damaged[40] ^= 1
+    (tmp_path / "last.pth").write_bytes(damaged)
+    with pytest.raises(DataError, match="checksum"):
+        checkpoint.load(tmp_path / "last.pth")
+
+
+def test_a_flipped_bit_in_the_seal_does_not_make_an_old_one_of_it(saved):
+    path, payload = saved
+    checkpoint.save(path, payload, step=13, keep_as="previous.pth")
+    whole = path.read_bytes()
+    for offset in range(len(whole) - 123, len(whole)):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 1
+        path.write_bytes(damaged)
+        warnings = []
+        found = checkpoint.find_newest(path.parent, warnings.append)
+        assert found[0].name == "previous.pth"
 
 
 def test_best_is_taken_when_nothing_else_is_whole(saved):

@@ -1,11 +1,12 @@
 """The command line: every flag reaches its key, no mistake is swallowed."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from config import check, load_config
-from engine.command_line import FLAGS, build_parser, flag_overrides, parse_args
+from config import KEYS, check, load_config
+from engine.command_line import ELSEWHERE, FLAGS, build_parser, flag_overrides, parse_args
 from utils.errors import ConfigError
 
 CFG = ["--cfg", "configs/vit/vit_tiny_16_224_cifar10.yaml"]
@@ -53,6 +54,30 @@ def test_each_flag_sets_its_key(argv, key, value):
     assert (cfg, type(cfg), origins[key]) == (value, type(value), flag)
 
 
+@pytest.mark.parametrize("key", ["OUTPUT", "DATA.DATA_PATH", "MODEL.PRETRAINED", "MODEL.RESUME", "DATA.PIXEL_CACHE"])
+def test_home_and_variables_in_every_path(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/big disk")
+    for text, meant in (("~/runs", "/home/me/runs"), ("$SCRATCH/a", "/big disk/a"), ("${SCRATCH}/~", "/big disk/~")):
+        (tmp_path / "a.yaml").write_text(f"{key}: '{text}'\n")
+        for path, options, flags in ((tmp_path / "a.yaml", [], {}), (CFG[1], [key, text], {}),
+                                     (CFG[1], [], {key: (text, "--flag")})):  # fmt: skip
+            cfg, _ = load_config(path, options, flags)
+            for name in key.split("."):
+                cfg = cfg[name]
+            assert cfg == meant
+    for text in ("$NOWHERE/a", "~nobody_here/a"):
+        with pytest.raises(ConfigError, match=rf"{key}: .* is not set on this machine \(--opts\)"):
+            load_config(CFG[1], [key, text])
+
+
+def test_home_in_the_names_of_configurations(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("SEED: 7\n")
+    (tmp_path / "a.yaml").write_text("BASE: ~/base.yaml\n")
+    assert load_config("~/a.yaml")[0].SEED == 7
+
+
 def test_batch_size_0_is_refused_not_dropped():
     cfg, origins = load_config(CFG[1], flags=overrides("--batch-size", "0"))
     with pytest.raises(ConfigError, match=r"DATA.BATCH_SIZE: 0 \(--batch-size\)"):
@@ -77,6 +102,20 @@ def test_opts_in_every_position():
      ([*CFG, "--epochs", "4"], ["--epochs: unknown flag; write --opts TRAIN.EPOCHS or"]),
      ([*CFG, "--warmup-epochs=4"], ["--opts TRAIN.WARMUP_EPOCHS"]),
      ([*CFG, "-b", "4"], ["-b: unknown flag"]),
+     ([*CFG, "--img-size", "32"], ["--img-size", "--opts DATA.IMG_SIZE"]),
+     ([*CFG, "--img_size=32"], ["--opts DATA.IMG_SIZE"]),
+     ([*CFG, "--dataset", "x"], ["--opts DATA.DATASET"]),
+     ([*CFG, "--mixup", "0.8"], ["--opts AUG.MIXUP"]),
+     ([*CFG, "--mix-up", "0.8"], ["--opts AUG.MIXUP"]),
+     ([*CFG, "--lr", "1"], ["--opts TRAIN.BASE_LR"]),
+     ([*CFG, "--drop-path", "0.1"], ["--opts MODEL.DROP_PATH_RATE"]),
+     ([*CFG, "--finetune", "x"], ["did you mean --pretrained?"]),
+     ([*CFG, "--batch-size", "4", "--batch-size=8"], ["--batch-size", "given twice, 4 and 8"]),
+     ([*CFG, *CFG], ["--cfg", "given twice"]),
+     ([*CFG, "--opts", "SEED", "1", "TAG", "a", "SEED", "2"], ["--opts", "SEED is given twice, 1 and 2"]),
+     ([*CFG, "--opts", "SEED", "1", "--zip", "--opts", "SEED", "1"], ["SEED is given twice"]),
+     ([*CFG, "--zip", "--zip"], ["--zip", "given twice"]),
+     ([*CFG, "--disable-amp", "--disable_amp"], ["--disable-amp", "given twice"]),
      ([*CFG, "stray"], ["stray"]),
      (["--datapath", "x"], ["did you mean --data-path?"]),  # before the missing --cfg
      ([*CFG, "--amp-opt-level", "O1"], ["--amp-opt-level", "--amp-dtype"]),
@@ -130,6 +169,12 @@ def test_help_explains_every_flag_and_its_key(capsys):
     assert caught.value.code == 0
     assert all(flag in text and f"[{key}]" in text for flags in FLAGS.values() for flag, (key, _) in flags.items())
     assert all(word in text for word in ("--opts", "--print-config", "examples:", "exit codes:", "torchrun", "130"))
+
+
+def test_every_hint_for_flags_of_other_programs_is_a_key_or_a_flag_here():
+    flags = re.findall(r"--[a-z-]+", build_parser().format_usage())
+    assert [name for name, known in ELSEWHERE.items() if known not in KEYS and known not in flags] == []
+    assert not set(ELSEWHERE) & set(flags)
 
 
 def test_usage_lists_every_flag():

@@ -86,7 +86,7 @@ MISTAKES = {
     "syntax": ("TRAIN:\n  EPOCHS: [1\nSEED: 3\n", (), 64, ["a.yaml:3", "not valid YAML"]),
     "tab": ("TRAIN:\n\tEPOCHS: 1\n", (), 64, ["a.yaml:2", "not valid YAML"]),
     "control characters": ("TAG: \x00\n", (), 64, ["a.yaml", "not valid YAML"]),
-    "not UTF-8": (b"TAG: \xff\xfe\n", (), 64, ["a.yaml", "UTF-8", "byte 5"]),
+    "not UTF-8": (b"TAG: \xff\xfe\n", (), 64, ["a.yaml", "UTF-8", "byte 5", "Latin-1"]),
     "deep nesting": ("TAG: " + "[" * 500 + "]" * 500, (), 64, ["a.yaml", "nested too deeply"]),
     "python tag": ("TAG: !!python/object/apply:os.system ['exit 3']\n", (), 64, ["a.yaml:1", "!!python/object"]),
     "python tag in a list": ("SEED: 1\nDATA: {MEAN: [!!python/name:os.system ]}\n", (), 64, ["a.yaml:2", "refused"]),
@@ -138,6 +138,20 @@ MISTAKES = {
     "unknown cache mode": ("DATA: {CACHE_MODE: all}\n", (), 64, ["DATA.CACHE_MODE", "no, full, part"]),
     "scale upside down": ("AUG: {SCALE: [1.0, 0.1]}\n", (), 64, ["AUG.SCALE", "MIN <= MAX"]),
     "mean without deviation": ("DATA: {MEAN: [0, 0, 0]}\n", (), 64, ["DATA.MEAN", "DATA.STD"]),
+    "mean of 0..255": (
+        "DATA: {MEAN: [123.675, 116.28, 103.53], STD: [58.395, 57.12, 57.375]}\n",
+        (),
+        64,
+        ["DATA.MEAN", "a.yaml:1", "0..255", "MEAN [0.485, 0.456, 0.406], STD [0.229, 0.224, 0.225]"],
+    ),
+    "deviation of 0..255": ("DATA: {MEAN: [0, 0, 0], STD: [255, 255, 255]}\n", (), 64, ["STD [1.0, 1.0, 1.0]"]),
+    "octal number": ("TRAIN: {EPOCHS: 010}\n", (), 64, ["TRAIN.EPOCHS", "010 is 8", "10 elsewhere", "a.yaml:1"]),
+    "octal number in a list": ("TRAIN: {OPTIMIZER: {BETAS: [0.9, 00]}}\n", (), 64, ["OPTIMIZER.BETAS", "00 is 0"]),
+    "octal size": ("DATA: {IMG_SIZE: [0224, 224]}\n", (), 64, ["DATA.IMG_SIZE", "0224 is 148", "224 elsewhere"]),
+    "octal in ARGS": ("MODEL: {ARGS: {DEPTH: -012}}\n", (), 64, ["MODEL.ARGS.DEPTH", "-012 is -10", "-12 elsewhere"]),
+    "a list for a text": ("TAG: [010, 3]\n", (), 64, ["TAG", "'010', 3", "is not text"]),
+    "number of base 60": ("TRAIN: {EPOCHS: 1:30}\n", (), 64, ["TRAIN.EPOCHS", "1:30 is 90 in old YAML", "text"]),
+    "base 60 for a fraction": ("SEED: 1\n", ("DATA.WORKER_TIMEOUT", "1:30.5"), 64, ["1:30.5 is 90.5", "--opts"]),
     "deviation 0": ("DATA: {MEAN: [0, 0, 0], STD: [0, 1, 1]}\n", (), 64, ["DATA.STD", "positive"]),
     "odd batch in pairs": (
         "AUG: {MIXUP_MODE: pair}\nDATA: {BATCH_SIZE: 33}\n", (), 64, ["DATA.BATCH_SIZE: 33 (a.yaml:2)", "even", ":1)"],
@@ -426,3 +440,13 @@ def test_every_key_of_the_original_is_kept_or_answered_and_documented(write):
                     load_config("a.yaml", [key, "1"])
                 assert caught.value.exit_code == 64
                 assert "unknown key" not in caught.value.line(), key
+
+
+def test_texts_and_plain_numbers_are_as_they_were(write):
+    """What is unclear as a number is a fine name; 0, 08 and 0x10 have one reading."""
+    write("a.yaml", "TAG: 007\nSEED: 0\nTRAIN: {EPOCHS: 0x20, WARMUP_EPOCHS: 08}\nMODEL: {NAME: 1:30}\n")
+    cfg, origins = load("a.yaml", ("TRAIN.NO_WEIGHT_DECAY", "[1d, 010]"))
+    assert cfg.TRAIN.NO_WEIGHT_DECAY == ["1d", "010"]
+    write("b.yaml", dump_with_origins(cfg, origins))
+    assert to_plain(load("b.yaml")[0]) == to_plain(cfg)
+    assert (cfg.TAG, cfg.SEED, cfg.TRAIN.EPOCHS, cfg.TRAIN.WARMUP_EPOCHS, cfg.MODEL.NAME) == ("007", 0, 32, 8.0, "1:30")

@@ -159,6 +159,13 @@ def test_absent_cifar_says_what_was_looked_for(tmp_path):
         create("cifar100", Request(path=str(tmp_path), download=False))
 
 
+def test_nothing_is_fetched_where_class_folders_are(tmp_path, monkeypatch):
+    class_folders(tmp_path)
+    monkeypatch.setattr("data.datasets.cifar.fetch", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(MissingError, match=r"data_batch_1 not found; .*imagefolder"):
+        create("cifar10", Request(path=str(tmp_path)))
+
+
 def test_one_process_downloads_and_the_others_wait(tmp_path, monkeypatch):
     events = []
     monkeypatch.setattr("data.datasets.cifar.fetch", lambda root, reader, log: events.append("fetch"))

@@ -106,6 +106,32 @@ def test_wrong_folders_are_named(tmp_path, change, text):
     assert caught.value.exit_code == 65
 
 
+LOOPS = {  # link -> what it points to, what the message names
+    "its parent": ("train/ant/up", "..", "train/ant/up"),
+    "itself as a folder": ("train/ant/here", ".", "train/ant/here"),
+    "a class": ("train/up", ".", "train/up"),
+    "another class and back": ("train/ant/next", "../bee", "train/ant/next/back"),
+    "itself as a name": ("train/ant/own", "own", "train/ant/own"),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_links_that_lead_back_are_named(tmp_path, name):
+    link, target, named = LOOPS[name]
+    root = class_folders(tmp_path)
+    (root / link).symlink_to(target)
+    (root / "train/bee/back").symlink_to("../ant" if name == "another class and back" else "0.png")
+    with pytest.raises(DataError, match=named):
+        read(root)
+
+
+def test_links_to_other_folders_are_followed(tmp_path):
+    root = class_folders(tmp_path / "set")
+    (root / "val" / "ant").rename(tmp_path / "elsewhere")
+    (root / "val" / "ant").symlink_to(tmp_path / "elsewhere")
+    assert len(read(root).val) == 12
+
+
 def tiny_archive(root):
     """Tiny-ImageNet as its archive unpacks: three wnids, four training and two validation images each."""
     wnids, lines = ("n01", "n02", "n03"), []

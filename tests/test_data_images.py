@@ -87,10 +87,19 @@ def test_exif_orientation_is_applied(orientation, turn):
     assert np.array_equal(np.asarray(loaded), np.asarray(expected))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_exif_counts_as_none():
-    content = encoded(noise(3), "JPEG", exif=b"Exif\0\0II*\0garbage!")
-    assert load_image(content, "test").size == (8, 8)
+def test_broken_exif_counts_as_none_and_is_remarked(recwarn):
+    content, notes = encoded(noise(3), "JPEG", exif=b"Exif\0\0II*\0garbage!"), []
+    assert load_image(content, "a.jpg", lambda *note: notes.append(note)).size == (8, 8)
+    assert [("EXIF" in kind, name) for kind, name in notes] == [(True, "a.jpg")]
+    assert not recwarn.list
+
+
+def test_a_very_large_image_is_remarked_in_our_words(recwarn, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    notes = []
+    assert load_image(encoded(noise(3, (15, 10)), "PNG"), "a.png", lambda *note: notes.append(note)).width == 10
+    assert notes == [("image of more than 100 pixels", "a.png")]
+    assert not recwarn.list
 
 
 def test_animated_gives_the_first_frame_and_a_remark():

@@ -174,13 +174,13 @@ def test_remarks_are_logged_once(tmp_path, workers):
     assert [("several frames" in line, ".gif" in line) for line in lines] == [(True, True)]
 
 
-def test_a_hanging_worker_names_the_batch_it_hangs_on():
+def test_a_hanging_worker_names_the_image_and_the_batch_it_hangs_on():  # 31
     def hang(index):
         if index == 17:
             time.sleep(1000)
 
     loader = train_loader(hang, workers=2, timeout=1)
-    with pytest.raises(HangError, match=r"WORKER_TIMEOUT=1 s: epoch 0, micro-batch \d+, from file\d+.png on") as caught:
+    with pytest.raises(HangError, match=r"WORKER_TIMEOUT=1 s: file17.png \(epoch 0, micro-batch \d+,") as caught:
         list(loader.epoch(0))
     batch = next(n for n, keys in enumerate(loader.sampler.batches(0)) if (0, 17) in keys)
     assert f"micro-batch {batch}," in str(caught.value)
@@ -243,6 +243,51 @@ def test_other_errors_are_not_explained_away():
     killed = worker_failure(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
     assert isinstance(killed, StorageError)
     assert "killed by signal: Killed" in str(killed)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                   "RuntimeError: unable to allocate shared memory(shm) for file </a>: No space left on device (28)"),
+      ["/dev/shm is too small", "--shm-size"]),
+     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+                   "are out of shared memory."), ["pid 7", "/dev/shm is too small"]),
+     (RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"),
+      ["open files"]),
+     (RuntimeError("received 0 items of ancdata"), ["open files", "ulimit -n"]),
+     (OSError(24, "Too many open files"), ["open files"]),
+     (EOFError(), ["connection to a loader worker broke"]), (ConnectionResetError(), ["connection"]),
+     (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), ["pid(s) 7, 8", "out of memory?"])],
+)  # fmt: skip
+def test_what_helps_is_said_in_one_line(error, words):
+    failure = worker_failure(error)
+    assert isinstance(failure, StorageError)
+    assert all(word in failure.line() for word in [*words, "DATA.NUM_WORKERS"])
+    assert not failure.line().endswith("...")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's unfinished iterator
+def test_workers_that_cannot_be_started_are_one_line(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    loader = train_loader(refuse(()), workers=2)
+    monkeypatch.setattr("torch.multiprocessing.Queue", full)
+    with pytest.raises(StorageError, match="could not be started.*/dev/shm is too small"):
+        list(loader.epoch(0))
+
+
+def test_more_workers_than_cores_need_no_words_of_torch(recwarn):
+    next(train_loader(refuse(()), workers=os.cpu_count() + 2).epoch(0))
+    assert not recwarn.list
+
+
+def test_other_ranks_say_what_they_leave_out(capsys):
+    loader = train_loader(refuse({17}), skip_bad=True, rank=1, world_size=2)
+    for number in range(8):
+        list(loader.epoch(number))
+    said = capsys.readouterr().err
+    assert said.count("rank 1: warning: image left out") == said.count("\n") == 1
 
 
 def test_workers_ignore_signals_meant_for_the_main_process():

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms as T
+from torchvision.transforms import functional as F
 
-from data.transforms import EvalTransform, TrainTransform, posterize
+from data.transforms import EvalTransform, TrainTransform, covering_size, posterize
 from tests.helpers_data import noise
 from utils.errors import ConfigError
 from utils.seed import seeded
@@ -59,6 +60,31 @@ def test_resize_first_leaves_large_images_alone():
     step = train_transform(32, resize_first=True).transforms[0]
     assert step(noise(1, (40, 50))).size == (50, 40)
     assert step(noise(1, (16, 64))).size == (128, 32)
+
+
+@pytest.mark.parametrize("shape", [(1, 1999), (2000, 1), (3, 700), (901, 5)])
+def test_a_thin_image_is_cut_before_it_is_enlarged(shape, monkeypatch):
+    """The same pixels as of the whole enlarged image but for half of one of them, out of a small part of it."""
+    waves = 127 + 127 * np.sin(np.add.outer(np.arange(shape[0]), np.arange(shape[1])) / 6)
+    image, sizes = Image.fromarray(waves.astype(np.uint8)).convert("RGB"), []
+    whole = F.center_crop(F.resize(image, covering_size(*image.size, (16, 16)), T.InterpolationMode.BICUBIC), (14, 14))
+    resize = F.resize
+    monkeypatch.setattr(F, "resize", lambda image, size, mode: sizes.append(size) or resize(image, size, mode))
+    found = EvalTransform(14, MEAN, STD).transforms[0](image)
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(whole)).max() <= 6
+    assert max(sizes[0]) <= 33 * 16
+    small = train_transform(16, resize_first=True).transforms[0](image)
+    assert min(small.size) == 16
+    assert max(small.size) <= 33 * 16
+
+
+@pytest.mark.parametrize("shape", [(8, 8 * 32), (40, 11), (7, 200)])
+def test_up_to_32_times_as_long_as_wide_nothing_is_cut(shape):
+    image = noise(6, shape)
+    size = covering_size(*image.size, (16, 16))
+    expected = F.center_crop(F.resize(image, size, T.InterpolationMode.BICUBIC), (14, 14))
+    found = EvalTransform(14, MEAN, STD).transforms[0](image)
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("size", [32, 64, (32, 48)])

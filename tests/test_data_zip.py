@@ -40,6 +40,23 @@ def test_zip_equals_folders(both, cache):
             assert torch.equal(labels, zip_labels)
 
 
+def test_a_zip_made_of_the_folder_itself_is_the_same_set(both):
+    """train.zip holds train/ant/0.png, and the map says ant/0.png."""
+    expected = [create("imagenet", Request(path=str(both[1]), zip_mode=True)).train.content(i) for i in range(12)]
+    with zipfile.ZipFile(both[1] / "train.zip") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(both[1] / "train.zip", "w") as new:
+        new.writestr("sets/train/", b"")
+        for name, content in members.items():
+            new.writestr(f"sets/train/{name}", content)
+    train = create("imagenet", Request(path=str(both[1]), zip_mode=True)).train
+    assert [train.content(i) for i in range(12)] == expected
+    assert train.name(0).endswith("train.zip@/sets/train/ant/0.png")
+    (both[1] / "train_map.txt").write_text("wrong.png\t0\n")
+    with pytest.raises(DataError, match=r"wrong.png; in it sets/train/ant/0.png"):
+        create("imagenet", Request(path=str(both[1]), zip_mode=True))
+
+
 def test_part_keeps_the_share_of_the_process_in_memory(both):
     _, zipped = both
     request = Request(path=str(zipped), zip_mode=True, cache_mode="part", rank=1, world_size=3)
@@ -106,6 +123,27 @@ def test_a_flipped_bit_is_found_when_the_image_is_read(both):
     flip_a_pixel(both[1])
     with pytest.raises(DataError, match=r"train.zip@/ant/0.png: broken entry"):
         create("imagenet", Request(path=str(both[1]), zip_mode=True)).train[0]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "ends"), [("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\n"), ("latin-1", "\r\n")]
+)
+@pytest.mark.parametrize("flagged", [True, False])
+def test_maps_and_zips_of_other_machines(both, monkeypatch, encoding, ends, flagged):
+    """A letter beyond ASCII in a name; an old `zip` writes it in UTF-8 and does not say so."""
+    _, root = both
+    with zipfile.ZipFile(root / "train.zip") as archive:
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    lines = [line.replace("ant/", "fourmi-é/") for line in (root / "train_map.txt").read_text().splitlines()]
+    (root / "train_map.txt").write_bytes("".join(line + ends for line in lines).encode(encoding))
+    if not flagged:
+        monkeypatch.setattr(zipfile.ZipInfo, "_encodeFilenameFlags", lambda info: (info.filename.encode(), 0))
+    with zipfile.ZipFile(root / "train.zip", "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name.replace("ant/", "fourmi-é/"), content)
+    sources = create("imagenet", Request(root, zip_mode=True))
+    assert sources.train.name(0).endswith("fourmi-é/0.png")
+    assert sources.train.load(0).size == (8, 8)
 
 
 def test_datasets_that_are_not_zipped_say_so():

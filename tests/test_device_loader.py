@@ -195,13 +195,13 @@ def test_auto_that_chooses_otherwise_is_noticed_on_resume():
     """A run that 'auto' (or the time before this key) trained on the CPU path, continued where it takes the device."""
     config, world = small_config(FAKE), World(torch.device("cpu"))
     payload = {"config": to_plain(config), "world_size": 1, "data": {}}
-    assert check_same_run(config, world, payload, "last.pth", "cpu") == []
+    assert check_same_run(config, world, payload, "last.pth", {"pipeline": "cpu"}) == []
     with pytest.raises(MismatchError, match="DATA.PIPELINE 'cpu' -> 'device'"):
-        check_same_run(config, world, payload, "last.pth", "device")
+        check_same_run(config, world, payload, "last.pth", {"pipeline": "device"})
     payload["data"]["pipeline"] = "device"
-    assert check_same_run(config, world, payload, "last.pth", "device") == []
+    assert check_same_run(config, world, payload, "last.pth", {"pipeline": "device"}) == []
     config.TRAIN.ALLOW_CHANGES = True
-    assert ("DATA.PIPELINE", "device", "cpu") in check_same_run(config, world, payload, "last.pth", "cpu")
+    assert ("DATA.PIPELINE", "device", "cpu") in check_same_run(config, world, payload, "last.pth", {"pipeline": "cpu"})
 
 
 def test_triton_kernels_give_the_same_batches():

@@ -148,6 +148,13 @@ def test_what_is_not_done_is_named(keys, words):
         recipe_of((40, 40), 32, **keys)
 
 
+@pytest.mark.parametrize("transform", [EvalTransform(14, MEAN, STD), TrainTransform(16, MEAN, STD, resize_first=True)])
+def test_images_that_are_cut_before_they_are_enlarged_are_left_to_the_cpu(transform):
+    with pytest.raises(Unsupported, match="cut of images as thin as 1x600"):
+        read_recipe(transform, (600, 1))
+    read_recipe(transform, (32 * 4, 4))
+
+
 def test_an_unknown_step_is_named():
     transform = TrainTransform(32, MEAN, STD)
     transform.transforms.insert(0, T.GaussianBlur(3))

@@ -7,12 +7,16 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.launch import run, start, wait
+from tests.helpers_data import class_folders
+from tests.launch import ROOT, free_port, run, start, wait
 from tests.tiny import arguments, differences, final_state, metrics, write_config
 
 EVERY_STEP = ("--opts", "SAVE.STEPS", "1")
@@ -56,6 +60,7 @@ def check_equal(folder, reference_state):
         (2, ("kill_at_step", {"step": 2, "ranks": (0, 1)})),  # 3
         (1, ("kill_in_write", {"save": 3})),  # 5
         (1, ("kill_before_rename", {"save": 3})),  # 4
+        (1, ("kill_before_seal", {"save": 3})),  # 7
         (1, ("kill_in_validation", {"epoch": 0})),  # 6
         (1, ("kill_in_validation", {"epoch": 1})),
     ],
@@ -101,6 +106,98 @@ def test_two_workers_interrupted_and_resumed(tmp_path, reference):  # 13, worker
     assert result.code == 143
     start_again(config, tmp_path, 1)
     check_equal(tmp_path, reference(1))
+
+
+def test_second_signal_during_the_save(tmp_path, reference):  # 15
+    config = write_config(tmp_path)
+    (result,) = run(arguments(config, tmp_path), tmp_path, fault=("signal_twice", {"step": 2}))
+    assert result.code == 143
+    assert final_state(tmp_path)["progress"]["step"] == 3
+    start_again(config, tmp_path, 1)
+    check_equal(tmp_path, reference(1))
+
+
+FIRST_START_FAILS = """
+import os, sys
+import torch
+import main
+from tests import faults
+torch.set_num_threads(1)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    faults.kill_at_step(3, ranks=(1,))
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def test_torchrun_starts_a_killed_run_again(tmp_path, reference):  # 17
+    config, script = write_config(tmp_path), tmp_path / "script.py"
+    script.write_text(FIRST_START_FAILS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command += ["--max-restarts=3", str(script), *arguments(config, tmp_path, *EVERY_STEP)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("resuming from") == 1  # the second start succeeds
+    check_equal(tmp_path, reference(2))
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full on this system")
+def test_no_space_for_the_log_alone(tmp_path, reference):  # 23
+    config, folder = write_config(tmp_path), tmp_path / "tiny" / "default"
+    folder.mkdir(parents=True)
+    (folder / "log.txt").symlink_to("/dev/full")
+    (result,) = start_again(config, tmp_path, 1)
+    assert result.output.count("warning: log.txt cannot be written any more (No space left on device)") == 1
+    assert "Exception" not in result.output
+    check_equal(tmp_path, reference(1))
+
+
+def test_killed_loader_worker(tmp_path):  # 30
+    config = write_config(tmp_path, DATA__NUM_WORKERS=2)
+    (result,) = run(arguments(config, tmp_path), tmp_path, fault=("at_image", {"index": 17, "action": "kill"}))
+    assert result.code == 74
+    assert [line.startswith("error[io] DataLoader worker (pid") for line in result.errors] == [True]
+    assert "Traceback" not in result.output
+    assert '"retryable": true' in (tmp_path / "tiny" / "default" / "exit.json").read_text()
+
+
+def test_hanging_loader_worker(tmp_path):  # 31
+    config = write_config(tmp_path, DATA__NUM_WORKERS=2, DATA__WORKER_TIMEOUT=2)
+    (result,) = run(arguments(config, tmp_path), tmp_path, fault=("at_image", {"index": 17, "action": "hang"}))
+    assert result.code == 77
+    assert len(result.errors) == 1
+    assert "[17] (" in result.errors[0]
+
+
+@pytest.mark.parametrize(("skip", "code"), [("skip", 0), ("error", 65)])
+def test_broken_training_image(tmp_path, skip, code):  # 32: 24 images, 2 ranks
+    folder = class_folders(tmp_path / "data", count=8)
+    (folder / "train" / "bee" / "3.png").write_bytes(b"\x89PNG broken")
+    config = write_config(tmp_path, DATA__DATASET="imagefolder", DATA__DATA_PATH=str(folder), DATA__BAD_IMAGES=skip)
+    results = run(arguments(config, tmp_path), tmp_path, ranks=2)
+    assert [result.code for result in results] == [code, code]
+    assert "".join(result.output for result in results).count("train/bee/3.png: ") == 1  # by the rank that reads it
+    if skip == "skip":
+        assert final_state(tmp_path)["progress"]["step"] == 4  # the ranks stay in step
+
+
+def test_broken_validation_image_is_never_skipped(tmp_path):  # 33
+    folder = class_folders(tmp_path / "data", count=8)
+    (folder / "val" / "cat" / "7.png").write_bytes(b"\x89PNG broken")
+    config = write_config(
+        tmp_path, DATA__DATASET="imagefolder", DATA__DATA_PATH=str(folder), DATA__BAD_IMAGES="skip"
+    )
+    results = run(arguments(config, tmp_path), tmp_path, ranks=2)
+    assert [result.code for result in results] == [65, 65]
+    assert ["cat/7.png" in line for result in results for line in result.errors] == [True]
+    assert metrics(tmp_path) == []
+
+
+def test_what_one_rank_alone_meets_is_said_by_it_once(tmp_path):
+    config = write_config(tmp_path)
+    results = run(arguments(config, tmp_path), tmp_path, ranks=2, fault=("only_on", {"rank_": 1, "name": "a.pth"}))
+    assert [result.errors for result in results] == [[], ["error[missing] a.pth: no such file"]]
+    assert [result.code for result in results] == [66, 66]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from data.samplers import stratified_split
 from tests.trained import folder_run
 from tools import features
 from tools.shared.trained import load_model
+from utils.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,16 @@ def test_linear_probe_is_scikit_learn_with_the_best_c():
     assert how == f"C {best:g} chosen with {max(rights)}/40 of them held out"
     assert (found == truth).float().mean() > 0.6
     assert features.linear(train, labels, held)[0].equal(found)
+
+
+def test_a_class_of_one_image_is_trained_on():
+    labels = np.array([0, 1, 0, 0, 2, 1, 1, 0])
+    kept, held = features.held_out(labels)
+    assert sorted([*kept, *held]) == list(range(8))
+    assert 4 in kept
+    assert set(labels[held]) == {0, 1}
+    with pytest.raises(DataError, match="one training image"):
+        features.held_out(np.arange(3))
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn"])

@@ -45,14 +45,41 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path):  # 23
     log.attach(tmp_path, 0, tensorboard=False)
 
     class Full:
-        def write(self, _):
+        def write(self, _=""):
             raise OSError(28, "No space left on device")
+
+        close = flush = write
 
     log._file = Full()
     log.info("one")
     log.info("two")
     assert stream.getvalue().count("log.txt cannot be written any more (No space left on device)") == 1
     assert "two" in stream.getvalue()
+
+
+@pytest.mark.parametrize("failure", [ModuleNotFoundError("No module named 'tensorboard'"), TypeError("Descriptors"),
+                                     OSError(28, "No space left on device")])  # fmt: skip
+@pytest.mark.parametrize("place", ["__init__", "add_scalar", "close"])
+def test_without_tensorboard_a_run_is_whole(tmp_path, monkeypatch, failure, place):
+    def broken(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{place}", broken)
+    stream = io.StringIO()
+    log = Logger(stream=stream)
+    log.attach(tmp_path, 0)
+    log.scalars({"loss": 1.0}, 0)
+    log.scalars({"loss": 1.0}, 1)
+    log.close()
+    assert stream.getvalue().count("warning: no TensorBoard files (") == stream.getvalue().count("\n") == 1
+
+
+def test_what_is_no_utf8_is_logged(tmp_path):
+    log = Logger(stream=io.StringIO())
+    log.attach(tmp_path, 0, tensorboard=False)
+    log.info("zz\udce9.jpg 猫")
+    log.close()
+    assert (tmp_path / "log.txt").read_text("utf-8").endswith("zz\\udce9.jpg 猫\n")
 
 
 @pytest.mark.parametrize(

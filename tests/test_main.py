@@ -119,6 +119,17 @@ def test_throughput_leaves_nothing_behind(tmp_path, ranks):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_picture_never_ends_a_run(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("no such glyph")
+
+    monkeypatch.setattr("engine.run.draw_curves", broken)
+    result = run_here(arguments(write_config(tmp_path), tmp_path, "--tag", "$CFG_$SEED"), capsys)
+    assert result.code == 0
+    assert "warning: curves.png could not be drawn (ValueError: no such glyph)" in result.output
+    assert (tmp_path / "tiny" / "$CFG_$SEED" / "summary.json").exists()
+
+
 def test_print_config(tmp_path):
     config = write_config(tmp_path)
     (printed,) = run(["--cfg", str(config), "--print-config", "--opts", "SEED", "3"], tmp_path)
@@ -291,6 +302,28 @@ def test_output_that_cannot_be_written(tmp_path, capsys):
     result = run_here(arguments(config, tmp_path / "file" / "out"), capsys)
     assert result.code == 73
     assert "cannot be written" in result.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "more", "code", "words"),
+    [({"RANK": "1", "WORLD_SIZE": "2"}, ["--cfg", "absent.yaml"], 66, "absent.yaml"),
+     ({"RANK": "1", "WORLD_SIZE": "2"}, ["--device", "cuda:99"], 69, "cuda:99"),
+     ({"RANK": "x", "WORLD_SIZE": "2"}, [], 64, "expected integers"),
+     ({"RANK": "", "WORLD_SIZE": ""}, [], 64, "expected integers")],
+)  # fmt: skip
+def test_a_process_that_meets_no_other_says_why(tmp_path, monkeypatch, capsys, environment, more, code, words):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    result = run_here(arguments(write_config(tmp_path), tmp_path, *more), capsys)
+    assert result.code == code
+    assert [words in line for line in result.errors] == [True]
+
+
+def test_torchrun_says_a_mistake_of_all_processes_once(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    done = shell([*torchrun, "main.py", "--cfg", str(tmp_path / "absent.yaml")])
+    assert done.stderr.count("error[missing]") == 1
 
 
 def test_an_incomplete_launcher_environment(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def save(folder, content, name="weights.pth"):
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights.safetensors"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model.", "net.", "student.encoder.x."])
 def test_formats_and_prefixes(tmp_path, name, prefix):
     source, target, lines = vit(), vit(), []
     path = save(tmp_path, {prefix + key: value for key, value in source.state_dict().items()}, name)
@@ -48,7 +48,104 @@ def test_formats_and_prefixes(tmp_path, name, prefix):
     count = len(source.state_dict())
     assert len(report.matched) == count
     assert f"{count} tensors matched, 0 resized, 0 skipped, 0 missing" in "\n".join(lines)
-    assert ("removed the prefix" in "\n".join(lines)) == bool(prefix)
+    assert (f"removed the prefix {prefix!r} from all {count} names" in lines) == bool(prefix)
+
+
+BESIDE = {"criterion.weight": torch.ones(5), "head_of_projection.0.weight": torch.ones(2, 2)}
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_what_lies_beside_a_prefix_is_left_and_named(tmp_path, official):
+    state = official_state(ENTRIES["vit_tiny"]) if official else vit().state_dict()
+    variant, kwargs, converted = from_official(state) if official else ("vit_tiny", None, state)
+    model, lines = models.create(variant, **kwargs) if official else vit(), []
+    content = {"state_dict": {**{f"model.{name}": value for name, value in state.items()}, **BESIDE}, "epoch": 1}
+    load_pretrained(model, save(tmp_path, content), log=lines.append)
+    assert all(torch.equal(value, converted[name]) for name, value in model.state_dict().items())
+    assert f"removed the prefix 'model.' from {len(state)} of {len(state) + 2} names" in lines
+    assert f"  left in the file: {', '.join(BESIDE)}" in lines
+
+
+def test_of_several_copies_the_first_is_taken_and_the_others_are_named(tmp_path):
+    student, teacher, target, lines = vit(), vit(), vit(), []
+    content = {
+        part: {f"backbone.{name}": value for name, value in model.state_dict().items()}
+        for part, model in (("student", student), ("teacher", teacher))
+    }
+    load_pretrained(target, save(tmp_path, {**content, "optimizer": {"state": {}}, "epoch": 1}), log=lines.append)
+    assert torch.equal(target.cls_token, student.cls_token)
+    assert any("'student.backbone.'" in line for line in lines)
+    assert any("'teacher.backbone.'" in line and "not used" in line for line in lines)
+
+
+def test_names_of_a_foreign_model_are_not_taken_for_a_prefix(tmp_path):
+    state = {f"encoder.{name}": torch.zeros(24) for name in ("norm.weight", "norm.bias", "layer.0.weight")}
+    with pytest.raises(MismatchError, match="0 of"):
+        load_pretrained(vit(), save(tmp_path, state), log=list)
+
+
+DECODER = {
+    "mask_token": torch.zeros(1, 1, 8),
+    "decoder_pos_embed": torch.zeros(1, 5, 8),
+    "decoder_blocks.0.norm1.weight": torch.zeros(8),
+}
+
+
+def test_a_decoder_beside_the_whole_model_is_left_in_the_file(tmp_path):
+    source, target, lines = vit(), vit(), []
+    state = {name: value for name, value in source.state_dict().items() if not name.startswith("head.")}
+    report = load_pretrained(target, save(tmp_path, {"model": {**state, **DECODER}}), log=lines.append)
+    assert torch.equal(target.cls_token, source.cls_token)
+    assert sorted(report.skipped) == sorted(DECODER)
+    assert any("mask_token" in line for line in lines)
+    del state["norm.weight"]  # with a part of the model missing it is no reason to go on
+    with pytest.raises(MismatchError, match="1 missing.*norm.weight"):
+        load_pretrained(target, save(tmp_path, {"model": {**state, **DECODER}}), log=list)
+
+
+def deit_names(state):
+    """Our ViT's tensors under the names of DeiT, timm and MAE."""
+    names = {name: name.removeprefix("stack.") for name in state}
+    return {names[name]: value for name, value in state.items()}
+
+
+def test_a_decoder_beside_a_published_model(tmp_path):
+    model = vit(shortcut=None, dim=64, heads=1, norm_eps=1e-6)
+    state, target, lines = deit_names(model.state_dict()), vit(shortcut=None, dim=64, heads=1, norm_eps=1e-6), []
+    load_pretrained(target, save(tmp_path, {"model": {**state, **DECODER}}), log=lines.append)
+    assert all(torch.equal(value, target.state_dict()[name]) for name, value in model.state_dict().items())
+    assert any("mask_token" in line for line in lines)
+    with pytest.raises(MismatchError, match="no place for 'blocks.0.attn.rope'"):
+        load_pretrained(target, save(tmp_path, {**state, "blocks.0.attn.rope": torch.zeros(2)}), log=list)
+    with pytest.raises(MismatchError, match="distilled DeiT"):
+        load_pretrained(target, save(tmp_path, {**state, "dist_token": torch.zeros(1, 1, 64)}), log=list)
+
+
+def test_deeper_weights_are_not_a_decoder(tmp_path):
+    with pytest.raises(MismatchError, match="do not fit: stack.blocks.2"):
+        load_pretrained(vit(), save(tmp_path, vit(depth=3).state_dict()), log=list)
+
+
+@pytest.mark.parametrize(("evaluated", "word"), [("auto", "averaged"), ("ema", "averaged"), ("model", "not their")])
+def test_of_a_run_the_weights_whose_accuracy_it_reported(tmp_path, evaluated, word):
+    weights, average, target, lines = vit(), vit(), vit(), []
+    payload = {
+        "format": 1,
+        "config": {"TEST": {"WEIGHTS": evaluated}},
+        "model": weights.state_dict(),
+        "ema": average.state_dict(),
+    }
+    load_pretrained(target, save(tmp_path, payload), log=lines.append)
+    assert torch.equal(target.cls_token, (weights if evaluated == "model" else average).cls_token)
+    assert word in lines[0]
+
+
+def test_averaged_weights_of_others_are_not_used_and_that_is_said(tmp_path):
+    weights, target, lines = vit(), vit(), []
+    content = {"model": weights.state_dict(), "model_ema": vit().state_dict()}
+    load_pretrained(target, save(tmp_path, content), log=lines.append)
+    assert torch.equal(target.cls_token, weights.cls_token)
+    assert "'model_ema'; they are not used" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +278,7 @@ def test_averaged_weights_alone_are_named():
         read_weights({"model_ema": vit().state_dict(), "epoch": 1}, "x.pth", list)
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 1}, {"model": {}}, {"model": {"a": 1}}])
+@pytest.mark.parametrize("content", [{}, {"epoch": 1}, {"model": {}}, {"model": {"a": 1}}, {0: torch.zeros(1)}])
 def test_no_weights(content):
     with pytest.raises(DataError, match="no weights"):
         read_weights(content, "x.pth", list)

@@ -101,8 +101,9 @@ def test_a_loaded_model_gives_the_logged_accuracy(finished):
     assert [result[name] for name in ("correct", "total")] == [record.rows[-1][name] for name in ("correct", "total")]
 
 
-def test_weights_without_a_configuration_are_refused(tmp_path):
-    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "weights.pth")
+@pytest.mark.parametrize("others", [{}, {"config": "Namespace()", "data": "cifar"}, {"config": {}, "data": {}}])
+def test_what_no_run_here_wrote_is_refused(tmp_path, others):
+    torch.save({"model": {"a": torch.zeros(1)}, **others}, tmp_path / "weights.pth")
     with pytest.raises(MismatchError, match="not a checkpoint of a run"):
         load_model(tmp_path / "weights.pth")
 

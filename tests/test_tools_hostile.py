@@ -86,6 +86,15 @@ def test_output_never_replaces_what_is_no_file(tmp_path, capsys):
     assert "no regular file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["--output=~/t.md", "~/t.md"])
+def test_home_in_words_that_shells_leave(word, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path, "a", 0, [10])
+    assert table.main(["~/", *(["--output"] if word.startswith("~") else []), word]) == 0
+    assert (tmp_path / "t.md").exists()
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full on this system")
 def test_full_disk_behind_stdout_is_one_line(tmp_path):
     write_run(tmp_path, "a", 0, [10])

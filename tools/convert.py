@@ -23,10 +23,12 @@ from models.weights import convert
 from models.weights.pretrained import adapt, find_weights, strip_prefixes
 from models.weights.sources import SOURCES
 from tools.shared.command import EXITS, command, parser
-from tools.shared.results import result_path, write_whole
+from tools.shared.results import chosen_format, result_path, write_whole
 from utils import checkpoint
 from utils.errors import ConfigError, MismatchError, listing
 from utils.safe_load import read_tensors
+
+ENDINGS = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors"}
 
 
 def parse(argv):
@@ -39,10 +41,7 @@ def parse(argv):
     places = "write also if tensors have no place in the model or are missing (they are listed)"
     options.add_argument("--no-strict", action="store_true", help=places)
     given = options.parse_args(argv)
-    ending = given.output.suffix.lstrip(".") if given.output else ""
-    given.to = given.to or (ending if ending == "safetensors" else "pth")
-    if given.output and (ending == "safetensors") != (given.to == "safetensors"):
-        raise ConfigError(f"--output {given.output}: only .safetensors files hold that format, but --to is {given.to}")
+    given.to = chosen_format(given.to, given.output, ENDINGS, "pth")
     given.output = result_path(given.output or given.file.with_name(f"{given.file.stem}_converted.{given.to}"))
     if checkpoint.same_file(given.output, given.file):
         raise ConfigError(f"--output {given.output}: is FILE itself")

@@ -14,6 +14,7 @@ from config import flat
 from tools.shared.command import EXITS, command, parser
 from tools.shared.curves import curves_figure
 from tools.shared.figures import save
+from tools.shared.results import write_text
 from tools.shared.runs import RunGroup, read_run
 from tools.table.rows import Row
 
@@ -51,7 +52,7 @@ def main(argv):
             runs[name].append(read_run(options.output / Path(config).stem / tag))
     groups = [RunGroup(name, tuple(records)) for name, records in runs.items()]
     text = table(groups)
-    (options.output / "table.md").write_text(text + "\n")
+    write_text(options.output / "table.md", text + "\n")
     save(curves_figure(groups, [groups[0].runs[0].headline.column]), options.output / "curves.png")
     print(f"\n{text}\n\ncurves: {options.output / 'curves.png'}")
     return 0

@@ -91,7 +91,8 @@ def embed(loaded, *parts):
 
 def write_npz(found, class_names, path):
     """Everything as arrays."""
-    np.savez(path, **found, class_names=class_names)
+    with open(path, "wb") as file:  # to a path numpy adds .npz where .NPZ stands already
+        np.savez(file, **found, class_names=class_names)
 
 
 def write_safetensors(found, class_names, path):
@@ -103,20 +104,34 @@ def write_safetensors(found, class_names, path):
 WRITERS = {".npz": write_npz, ".safetensors": write_safetensors}
 
 
+def held_out(labels):
+    """(kept, held out) positions of a stratified fifth of the images; a class of one image keeps it.
+
+    Raises DataError if no class has two.
+    """
+    numbers, sizes = np.unique(labels, return_counts=True)
+    single = np.isin(labels, numbers[sizes < 2])
+    if single.all():
+        raise DataError("every class has one training image: none can be held out to choose C; use --probe knn")
+    kept, held = stratified_split(labels[~single], HELD_OUT, "probe")
+    several = np.flatnonzero(~single)
+    return np.concatenate([np.flatnonzero(single), several[kept]]), several[held]
+
+
 def linear(train, labels, held):
-    """Logistic regression on standardised features, C chosen on a stratified fifth of the training images.
+    """Logistic regression on standardised features, C chosen on the images of `held_out`.
 
     train: (N, D), labels: (N,), held: (M, D) -> (predicted (M,), how it was done). Nothing is random.
     """
-    split = stratified_split(labels, HELD_OUT, "probe")
+    split = held_out(labels)
     model = Pipeline([("scale", StandardScaler()), ("classify", LogisticRegression(max_iter=STEPS))])
     search = GridSearchCV(model, {"classify__C": STRENGTHS}, cv=[split])  # the first, strongest penalty of equals
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         search.fit(train.double().numpy(), labels.numpy())
     unfinished = sum(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    held_out = len(split[1])
-    how = f"C {search.best_params_['classify__C']:g} chosen with {round(search.best_score_ * held_out)}/{held_out}"
+    count = len(split[1])
+    how = f"C {search.best_params_['classify__C']:g} chosen with {round(search.best_score_ * count)}/{count}"
     how += " of them held out" + (f"; {unfinished} fits had not converged after {STEPS} steps" if unfinished else "")
     return torch.from_numpy(search.predict(held.double().numpy())), how
 
@@ -151,7 +166,7 @@ def main(argv):
         print(f"{count} training images, {width} features, {how}")
         return 0
     found = embed(loaded, *batches)
-    write = WRITERS[given.output.suffix]
+    write = WRITERS[given.output.suffix.lower()]
     write_whole(given.output, lambda temporary: write(found, loaded.class_names, temporary))
     log.info(f"{given.output}: {int((found['labels'] >= 0).sum())} of {len(found['names'])} images have a label")
     return DataError.exit_code if any(part.unreadable for part in batches) else 0

@@ -9,6 +9,7 @@ from tools.shared.figures import check_path, save
 from tools.shared.inputs import add_options
 from tools.shared.runs import parse_groups
 from tools.shared.trained import load_model, predict_checkpoint
+from utils.text import visible
 
 EXAMPLES = """\
 examples:
@@ -37,9 +38,9 @@ def curves(options):
 def confusion(options):
     """The confusion matrix; prints the most frequent confusions."""
     predictions = predict(options)
-    names = predictions.loaded.class_names
+    names = list(map(visible, predictions.loaded.class_names))
     for true, said, times, total in behaviour.most_confused(predictions):
-        print(f"{times:6d} of {total} {names[true]!r} taken for {names[said]!r}")
+        print(f"{times:6d} of {total} '{names[true]}' taken for '{names[said]}'")
     return behaviour.confusion_figure(predictions)
 
 

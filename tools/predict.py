@@ -17,16 +17,17 @@ import csv
 import io
 import json
 import sys
-from pathlib import Path
 
 from tasks.classification import describe
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.inputs import add_options, console
-from tools.shared.results import deliver, result_path
+from tools.shared.results import chosen_format, deliver, result_path
 from tools.shared.trained import asked_for, predict
 from utils.errors import ConfigError, DataError
+from utils.text import short_names, visible
 
 CELL = 24  # characters of a class name in the table
+ENDINGS = {".csv": "csv", ".json": "json", ".txt": "table"}
 
 
 def parse(argv):
@@ -36,7 +37,8 @@ def parse(argv):
     options.add_argument("--val", action="store_true", help="classify the validation images of the run instead")
     options.add_argument("--test", action="store_true", help="or its test images, if DATA.VAL_SPLIT set some apart")
     options.add_argument("--top", type=positive, default=5, metavar="N", help="classes per image (default: 5)")
-    options.add_argument("--format", choices=tuple(FORMATS), help="default: by the ending of FILE, else table")
+    endings = ", ".join(ENDINGS)
+    options.add_argument("--format", choices=tuple(FORMATS), help=f"default: by the ending of FILE ({endings})")
     options.add_argument("--output", type=result_path, metavar="FILE", help="where the result goes (default: stdout)")
     add_options(options, "--data-path", "--batch-size", "--device", "--weights", "--workers", "--strict")
     given = options.parse_intermixed_args(argv)  # images may stand after options
@@ -44,9 +46,7 @@ def parse(argv):
         raise ConfigError("give images or folders, or --val, or --test: one of the three (see --help)")
     if given.data_path and given.images:
         raise ConfigError("--data-path: belongs to --val and --test; the images are named themselves")
-    if not given.format:
-        ending = Path(given.output or "").suffix.lstrip(".")
-        given.format = ending if ending in FORMATS else "table"
+    given.format = chosen_format(given.format, given.output, ENDINGS, "table")
     return given
 
 
@@ -74,29 +74,20 @@ def as_document(loaded, predictions, result, unreadable, top):
 def as_table(document):
     """One line per image: its name, and classes with their probabilities, best first; wrong ones are marked."""
     rows = document["predictions"]
-    shown = [one_line(row["image"]) for row in rows]
+    shown = [visible(row["image"]) for row in rows]
+    classes = sorted({row.get("label", "") for row in rows} | {one["class"] for row in rows for one in row["classes"]})
+    names = dict(zip(classes, short_names(classes, CELL, "..."), strict=True))
     cells = [
-        [f"{shortened(entry['class'])} {100 * entry['probability']:5.1f} %" for entry in row["classes"]] for row in rows
+        [f"{names[entry['class']]} {100 * entry['probability']:5.1f} %" for entry in row["classes"]] for row in rows
     ]
     wide, columns = max(map(len, shown)), [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row, name, line in zip(rows, shown, cells, strict=True):
         said = row["classes"][0]["class"]
-        wrong = f"  wrong, it is {shortened(row['label'])}" if row.get("label", said) != said else ""
+        wrong = f"  wrong, it is {names[row['label']]}" if row.get("label", said) != said else ""
         texts = [cell.rjust(width) for cell, width in zip(line, columns, strict=True)]
         lines.append("  ".join([name.ljust(wide), *texts]) + wrong + "\n")
     return "".join(lines)
-
-
-def one_line(name):
-    """The name with what would break its line written as an escape."""
-    return name if name.isprintable() else name.encode("unicode_escape").decode()
-
-
-def shortened(name):
-    """A class name that fits into a cell of the table."""
-    name = one_line(name)
-    return name if len(name) <= CELL else f"{name[: CELL - 3]}..."
 
 
 def as_csv(document):

@@ -23,6 +23,7 @@ from tools.table.formats import part_of_page
 from tools.table.rows import make_rows
 from utils.errors import ConfigError, RunError
 from utils.files import storage_errors
+from utils.text import read_text
 
 EXAMPLES = """\
 examples:
@@ -184,7 +185,7 @@ def _scales(group, number, options):
 def record(group):
     """Commands, configuration and environment, folded; runs that differ in a value show all of them."""
     files = [run.path / "command.txt" for run in group.runs]
-    texts = [path.read_text(errors="replace").strip() if path.is_file() else "not recorded" for path in files]
+    texts = [read_text(path).strip() if path.is_file() else "not recorded" for path in files]
     settings = [
         (key, values, distinct(run.origins.get(key, UNRECORDED) for run in group.runs))
         for key, values in _together([run.config for run in group.runs]).items()
@@ -228,7 +229,7 @@ def main(argv):
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
-    print(f"report: {path} ({len(text.encode()) / 1e6:.1f} MB)")
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

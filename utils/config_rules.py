@@ -132,6 +132,15 @@ def _normalisation(cfg, origins):
     if bool(cfg.DATA.MEAN) != bool(cfg.DATA.STD):
         given, other = ("MEAN", "STD") if cfg.DATA.MEAN else ("STD", "MEAN")
         raise ConfigError(f"DATA.{given}: given ({origins[f'DATA.{given}']}) without DATA.{other} - give both or none")
+    given = {name: list(cfg.DATA[name]) for name in ("MEAN", "STD")}
+    right = {name: [round(v / 255, 4) for v in values] if max(values, default=0) > 1 else values
+             for name, values in given.items()}  # fmt: skip
+    if right != given:
+        name = "MEAN" if right["MEAN"] != given["MEAN"] else "STD"
+        raise ConfigError(
+            f"DATA.{name}: {shown_value(given[name])} ({origins[f'DATA.{name}']}) - of pixels in 0..255; here they are "
+            f"in 0..1: MEAN {right['MEAN']}, STD {right['STD']}"
+        )
 
 
 def _optimizer(cfg, origins):

@@ -1,11 +1,13 @@
 """Turn a value as it was written into the type its default has, or say what was expected."""
 
 import math
+import os
+import re
 
 import yaml
 
 from utils.errors import ConfigError
-from utils.yaml_lines import parse_value
+from utils.yaml_lines import OldNumber, parse_value
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
@@ -20,6 +22,8 @@ def shown_value(value):
 
 def as_yaml(value):
     """`value`, a scalar or a list of scalars, as one line of YAML."""
+    if isinstance(value, list):
+        value = [str(item) if isinstance(item, str) else item for item in value]  # the library knows no OldNumber
     style = '"' if isinstance(value, str) and not value.isprintable() else None  # line breaks as \\n
     text = yaml.safe_dump(value, default_style=style, default_flow_style=True, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")
@@ -41,6 +45,9 @@ def convert(key, leaf, row):
         if isinstance(row.default, str | list):
             instead = f"write {shown_value(type(row.default)())} for none or {instead}"
         raise ConfigError(f"{key}: has no value (null) ({leaf.origin}); {instead}")
+    first = row.default[0] if isinstance(row.default, list) and row.default else row.default
+    if row.kind is not None or not isinstance(first, str):  # a text is never unclear
+        _check_clear(key, leaf)
     try:
         return _by_row(leaf, row)
     except ValueError as problem:
@@ -58,12 +65,20 @@ def free_value(key, leaf):
         raise ConfigError(f"{key}: unknown key ({leaf.origin}) - did you mean {key.upper()}?")
     if section.count(".") > 1:
         raise ConfigError(f"{key}: {section} takes a value, not further keys ({leaf.origin})")
+    _check_clear(key, leaf)
     values = leaf.value if isinstance(leaf.value, list) else [leaf.value]
     if any(value is None for value in values):
         raise ConfigError(f"{key}: has no value (null) ({leaf.origin}); delete the line")
     if any(isinstance(value, dict) for value in values):
         raise ConfigError(f"{key}: takes a value or a list, not further keys ({leaf.origin})")
     return leaf.value
+
+
+def _check_clear(key, leaf):
+    """Raise ConfigError if a number is written in a form that YAML and people read differently."""
+    for value in leaf.value if isinstance(leaf.value, list) else [leaf.value]:
+        if isinstance(value, OldNumber):
+            raise ConfigError(f"{key}: {value} is {value.readings}; write the number that you mean ({leaf.origin})")
 
 
 def _by_row(leaf, row):
@@ -94,7 +109,7 @@ def _scalar(value, kind):
     if kind is int and number and value == int(value):
         return int(value)
     if kind in (bool, str) and isinstance(value, kind):
-        return value
+        return kind(value)  # an OldNumber is a plain text here
     raise ValueError(NAMES[kind])
 
 
@@ -110,6 +125,17 @@ def _list(leaf, kind):
         return [_scalar(value, kind) for value in values]
     except ValueError:
         raise ValueError(f"a list of {PLURALS[kind]}") from None
+
+
+def file_path(leaf):
+    """A path, with ~ and $VARIABLES replaced."""
+    if leaf.text is None:
+        raise ValueError(NAMES[str])
+    found = os.path.expandvars(os.path.expanduser(leaf.text))
+    unknown = re.search(r"^~[^/]*|\$(\w+|\{\w+\})", found)
+    if unknown and not os.path.lexists(found):
+        raise ValueError(f"a path here: {unknown[0]} is not set on this machine")
+    return found
 
 
 def image_size(leaf):

@@ -170,10 +170,12 @@ def connect(device_name, timeout, local_rank=None):
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=size, timeout=limit))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store with all that it holds
+        store = dist.PrefixStore(f"attempt {attempt}", store)
         # The host gives up first (engine.failures.wait): the end that NCCL's watchdog makes leaves no exit.json.
         longer = limit + timedelta(seconds=GRACE if backend == "nccl" else 0)
         dist.init_process_group(backend, store=store, timeout=longer, rank=rank, world_size=size)
-        words = store_for_words(limit)
+        words = store_for_words(attempt, limit)
     except (dist.DistError, ValueError) as error:
         raise UnavailableError(f"rank {rank} of {size} could not join: {str(error).splitlines()[0]}") from None
     pulse = Pulse(words, rank, size)
@@ -182,12 +184,8 @@ def connect(device_name, timeout, local_rank=None):
     return World(device, rank, size, control, words, pulse, timeout)
 
 
-def store_for_words(limit):
-    """Another connection to the store that the processes met at, for what they tell each other in trouble.
-
-    The keys are those of this start: torchrun keeps its store when it starts the processes again.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+def store_for_words(attempt, limit):
+    """Another connection to the store that the processes met at, for what they tell each other in trouble."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.PrefixStore(f"words/{attempt}", dist.TCPStore(address, port, timeout=limit, wait_for_workers=False))
 

@@ -2,6 +2,8 @@
 
 import difflib
 
+from utils.text import one_line
+
 MAX_LENGTH = 200  # characters of the printed line
 
 
@@ -15,12 +17,12 @@ class RunError(Exception):
     exit_code = 1
     label = "error"
     retryable = False
-    everywhere = True  # every rank raises it, so that rank 0 alone prints it; False: only this rank knows of it
+    everywhere = True  # every rank is taken to raise it, so that rank 0 prints it; False: only this rank knows of it
     printed = False  # another rank has printed it
 
     def line(self):
         """The one line that is printed: `error[config] TRAIN.EPOCH: unknown key ...`, at most 200 characters."""
-        text = " ".join(f"error[{self.label}] {self}".split())
+        text = one_line(f"error[{self.label}] {self}")
         return text if len(text) <= MAX_LENGTH else text[: MAX_LENGTH - 3] + "..."
 
 

@@ -49,7 +49,7 @@ class RunFolder:
     def write(self, name, text):
         """Replace the file `name`."""
         with replace_whole(self.path / name, fsync=False) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def write_json(self, name, value):
         """Replace the JSON file `name`."""
@@ -62,7 +62,7 @@ class RunFolder:
     def note_command(self, command):
         """Append the command line to command.txt, once per start."""
         path = self.path / "command.txt"
-        with storage_errors(path), open(path, "a") as file:
+        with storage_errors(path), open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(command + "\n")
 
     def write_exit(self, label, code, retryable):

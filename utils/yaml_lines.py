@@ -14,8 +14,21 @@ import yaml
 from utils.errors import ConfigError, MissingError, nearest
 
 SUFFIXES = (".yaml", ".yml")
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how text in UTF-16 starts, as Windows' PowerShell writes it
 LONGEST_PATH = 60  # characters of a path shown in a message, so that the message itself still fits in one line
+# Whole numbers of YAML 1.1 that look like others: 010 is 8 (octal), 1:30 is 90 (base 60).
+OLD_NUMBER = re.compile(r"[-+]?0[0-7_]*[0-7][0-7_]*|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # a float that YAML 1.1 takes for a string: 1e-3
+
+
+class OldNumber(str):
+    """A number in one of YAML's old forms, as it was written; fine for a text, unclear for a number."""
+
+    @property
+    def readings(self):
+        """`8 in old YAML, 10 elsewhere`."""
+        old = yaml.safe_load(str(self))
+        return f"{old} in old YAML, {'text' if ':' in self else int(self)} elsewhere"
 
 
 class Leaf(NamedTuple):
@@ -85,9 +98,12 @@ def _read_text(path, asked_by):
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{asked_by}: {shown} is not a {' or '.join(SUFFIXES)} file")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        return content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown}: not UTF-8 text (byte {error.start})") from None
+        odd = content[error.start : error.start + 1].decode("latin-1")
+        text = f"not UTF-8 text (byte {error.start}, {odd!r} if it is Latin-1): save it as UTF-8"
+        raise ConfigError(f"{shown}: {text}") from None
     except OSError as error:
         raise MissingError(f"{asked_by}: {shown} cannot be read: {error.strerror}") from None
 
@@ -140,6 +156,8 @@ def _plain(node, origin):
         if node.value:
             raise ConfigError(f"{origin}: a list takes plain values, not KEY: VALUE pairs")
         return {}
+    if node.style is None and node.value != "0" and OLD_NUMBER.fullmatch(node.value):
+        return OldNumber(node.value)
     if node.style is None and EXPONENT.fullmatch(node.value):
         return float(node.value)
     if node.tag.rpartition(":")[2] not in ("null", "bool", "int", "float"):

@@ -25,7 +25,8 @@ def cifar(request):
     name, reader = request.name, READERS[request.name]
     root = Path(request.path or DEFAULT_ROOT)
     root = root.parent if root.name == reader.base_folder else root  # whichever of the two was given
-    if request.download:
+    folders = any((root / part).is_dir() for part in ("train", "val", "test"))  # nothing to be fetched into
+    if request.download and not folders:
         try:
             if request.rank == 0 and missing_files(root, reader):
                 fetch(root, reader, request.log)
@@ -34,7 +35,7 @@ def cifar(request):
     missing = missing_files(root, reader)
     if missing:
         why = "" if request.download else " and DATA.DOWNLOAD is off"
-        why += "; class folders are read by DATA.DATASET imagefolder" if (root / "train").is_dir() else ""
+        why += "; the class folders there are read by DATA.DATASET imagefolder" if folders else ""
         raise MissingError(f"{name}: {root / reader.base_folder / missing[0]} not found{why}")
     parts = [reader(str(root), train=train, download=False) for train in (True, False)]
     train, val = (ArrayImages(part.data, part.targets, f"{name}/{'train' if part.train else 'test'}") for part in parts)

@@ -6,7 +6,7 @@ from data.base import DatasetInfo, ImageDataset, PackedStrings, Sources, check_s
 from data.datasets.registry import register
 from data.datasets.zip_folder import zip_sources
 from data.images import load_image, read_file
-from utils.errors import DataError, MissingError, listing
+from utils.errors import DataError, MissingError, StorageError, listing
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SIDE_FILES = (".txt", ".csv", ".json", ".xml", ".md", ".db")  # known company of images: left out without a word
@@ -33,6 +33,11 @@ class FolderImages(ImageDataset):
             status = os.stat(os.path.join(self.root, file))
             yield file, [status.st_size, status.st_mtime_ns]
 
+    def identify(self, digest):
+        """Labels and the names below `root`."""
+        super().identify(digest)
+        self.files.identify(digest)
+
     def name(self, index):
         """The path of the file."""
         return os.path.join(self.root, self.files[index])
@@ -49,12 +54,22 @@ def find_part(root, names):
 
 
 def entries(folder):
-    """Sorted directory entries. Raises MissingError if the folder may not be read."""
+    """Sorted directory entries. Raises MissingError if the folder may not be read, StorageError if it cannot."""
     try:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: entry.name)
     except PermissionError:
         raise MissingError(f"{folder}: no permission to read this folder") from None
+    except OSError as error:
+        raise StorageError(f"{folder}: could not be read: {error.strerror}") from None
+
+
+def is_folder(entry):
+    """Whether a directory entry is a folder or a link to one. Raises DataError for a link that leads to itself."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise DataError(f"{entry.path}: {error.strerror}") from None
 
 
 def class_folders(part, log):
@@ -63,7 +78,7 @@ def class_folders(part, log):
     Raises DataError if images lie directly in it or if there are fewer than two classes.
     """
     found = entries(part)
-    folders = [entry.name for entry in found if entry.is_dir()]
+    folders = [entry.name for entry in found if is_folder(entry)]
     hidden = [name for name in folders if name.startswith(".")]
     if hidden:
         log(f"warning: {part}: hidden folders are not classes and are skipped: {listing(hidden)}")
@@ -76,14 +91,20 @@ def class_folders(part, log):
     return names
 
 
-def image_files(folder):
-    """Relative paths of the images below `folder`, sorted, and those of files whose ending is not an image's."""
+def image_files(folder, above=()):
+    """Relative paths of the images below `folder`, sorted, and those of files whose ending is not an image's.
+
+    `above`: real paths of the folders that were entered to come here. Raises DataError for a link back to one of them.
+    """
+    here = os.path.realpath(folder)
+    if any(os.path.commonpath([here, passed]) == here for passed in above):
+        raise DataError(f"{folder}: a link to a folder above itself ({here}); remove it")
     images, others = [], []
     for entry in entries(folder):
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            below = image_files(entry.path)
+        if is_folder(entry):
+            below = image_files(entry.path, (*above, here))
             images += [f"{entry.name}/{file}" for file in below[0]]
             others += [f"{entry.name}/{file}" for file in below[1]]
         elif entry.name.lower().endswith(IMAGE_ENDINGS):
@@ -101,7 +122,7 @@ def read_part(part, log, names=None):
     names = class_folders(part, log) if names is None else names
     files, labels, left_out = [], [], []
     for label, name in enumerate(names):
-        images, others = image_files(part / name)
+        images, others = image_files(part / name, (os.path.realpath(part),))
         if not images:
             raise DataError(f"{part / name}: class folder without images (endings: {' '.join(IMAGE_ENDINGS)})")
         files += [f"{name}/{file}" for file in images]

@@ -8,6 +8,7 @@ from data.base import DatasetInfo, Sources, check_same_classes, require_folder
 from data.datasets.folders import FolderImages, class_folders, find_part, image_files, read_part
 from data.datasets.registry import register
 from utils.errors import DataError, MissingError
+from utils.text import read_text
 
 ARCHIVE_FOLDER = "tiny-imagenet-200"
 
@@ -53,7 +54,7 @@ def is_archive_layout(part):
 def read_archive_val(part, names):
     """(sorted class names, FolderImages) from val/images/ and val_annotations.txt, labels by the training classes."""
     annotations, path = {}, part / "val_annotations.txt"
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         file, _, rest = line.partition("\t")
@@ -79,5 +80,5 @@ def read_words(path):
     """Class names by wnid, empty without the file."""
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).split("\n")
     return {wnid: words.strip() for wnid, _, words in (line.partition("\t") for line in lines) if words.strip()}

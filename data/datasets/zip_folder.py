@@ -28,13 +28,16 @@ from data.base import (
 from data.images import load_image
 from data.samplers import shard
 from utils.errors import DataError, MissingError, StorageError, listing
+from utils.text import read_text
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
-ENCRYPTED = 1
+ENCRYPTED, UTF8 = 0x1, 0x800  # flags of a member
 
 
 class ZipImages(ImageDataset):
     """Images of a zip file; `cached` are the indices whose bytes `prepare` loads into memory.
+
+    `names` are those of its members, which may lie in a folder besides.
 
     The zip's table of contents is read once and kept as arrays, which forked workers share (Python's ZipFile objects of
     ImageNet take about a gigabyte per process). The file is opened by each process on its first read, so no process
@@ -47,15 +50,20 @@ class ZipImages(ImageDataset):
         self.handle = self.owner = self.memory = None
         try:
             with zipfile.ZipFile(path) as archive:
-                contents = {info.filename: info for info in archive.infolist()}
+                contents = {name: info for info in archive.infolist() for name in spellings(info)}
         except zipfile.BadZipFile as error:
             raise DataError(f"{path}: not a sound zip file ({error})") from None
         except PermissionError:
             raise MissingError(f"{path}: no permission to read it") from None
-        absent = [name for name in names if name not in contents]
+        self.top = top_folder(contents, names[0])
+        members = [self.top + name for name in names]
+        absent = [name for name, member in zip(names, members, strict=True) if member not in contents]
         if absent:
-            raise DataError(f"{path}: {len(absent)} images of the map are not in it (first {absent[0]})")
-        self.table = np.array([entry(contents[name], path) for name in names], dtype=np.int64).reshape(-1, 5)
+            there = [name for name in contents if not name.endswith("/")]
+            raise DataError(
+                f"{path}: {len(absent)} images of the map are not in it (first {absent[0]}; in it {listing(there, 1)})"
+            )
+        self.table = np.array([entry(contents[member], path) for member in members], dtype=np.int64).reshape(-1, 5)
         self.ends = np.cumsum([0, *self.table[cached.start : cached.stop, 2].tolist()])
 
     def __getstate__(self):
@@ -108,9 +116,22 @@ class ZipImages(ImageDataset):
         yield os.path.basename(self.path), [status.st_size, status.st_mtime_ns]
         yield from zip(self.names, self.table[:, [2, 4]].tolist(), strict=True)
 
+    def identify(self, digest):
+        """Labels and names as the map has them."""
+        super().identify(digest)
+        self.names.identify(digest)
+
     def name(self, index):
         """`<zip>@/<member>`."""
-        return f"{self.path}@/{self.names[index]}"
+        return f"{self.path}@/{self.top}{self.names[index]}"
+
+
+def top_folder(contents, name):
+    """'' or the folders, `train/`, that stand before the map's `name` in a zip that was made of the folder itself."""
+    if name in contents:
+        return ""
+    found = [member for member in contents if member.endswith(f"/{name}")]
+    return found[0].removesuffix(name) if len(found) == 1 else ""
 
 
 def entry(info, path):
@@ -120,12 +141,19 @@ def entry(info, path):
     return info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC
 
 
+def spellings(info):
+    """The names of a member: read as UTF-8 too where the zip does not say that it is, as many programs leave out."""
+    if not info.flag_bits & UTF8:
+        yield info.filename.encode("cp437").decode("utf-8", "surrogateescape")
+    yield info.filename
+
+
 def read_map(path):
     """(names, labels) of an annotation map. Raises MissingError or DataError with the line."""
     if not path.is_file():
         raise MissingError(f"{path}: annotation map not found (lines of name, tab, label; needed by DATA.ZIP_MODE)")
     names, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         name, _, label = line.partition("\t")
         if not line.strip():
             continue

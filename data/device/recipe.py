@@ -12,7 +12,7 @@ from torchvision import transforms as T
 
 from data.device.layers import JitterLayers, PolicyLayers, RandomLayers
 from data.device.pillow import Op
-from data.transforms import Fit, Normalise, ResizeSmall, covering_size, operations
+from data.transforms import Fit, Normalise, ResizeSmall, covering_size, kept_size, operations
 
 FILTERS = ("bilinear", "bicubic")  # interpolations that the device does bit for bit as PIL
 
@@ -81,10 +81,21 @@ def check_filter(name, where):
     return name
 
 
+def covering(stored, target):
+    """(height, width) of images of size `stored` resized to cover `target`.
+
+    Raises Unsupported for those that the CPU path cuts before (data.transforms.cover).
+    """
+    height, width = stored
+    if kept_size(width, height, target) != (width, height):
+        raise Unsupported(f"cut of images as thin as {width}x{height}")
+    return covering_size(width, height, target)
+
+
 def enlarged(stored, size):
     """The Geometry of `ResizeSmall(size)` and a crop that sees all of its result."""
     small = stored[0] < size[0] or stored[1] < size[1]
-    grid = covering_size(stored[1], stored[0], size) if small else tuple(stored)
+    grid = covering(stored, size) if small else tuple(stored)
     return Geometry(tuple(stored), grid, "bilinear", (0, 0, *grid), tuple(size))
 
 
@@ -93,7 +104,7 @@ def read_fit(step, so_far):
     before = so_far["geometry"]
     if tuple(before.grid) == tuple(step.size):
         return {"geometry": replace(before, frame=(0, 0, *step.size), size=step.size)}
-    grid = covering_size(before.grid[1], before.grid[0], step.larger) if step.larger else step.size
+    grid = covering(before.grid, step.larger) if step.larger else step.size
     name = check_filter(step.interpolation, "the resize")
     top, left = (int(round((have - want) / 2.0)) for have, want in zip(grid, step.size, strict=True))
     frame = (top, left, *step.size)

@@ -65,6 +65,16 @@ def rename(state_dict, source, strict=True):
     return converted
 
 
+def beside(state_dict, source):
+    """Names of what lies beside a published model, a decoder for instance: their first part is of none with a place.
+
+    What `source` refuses is never beside it.
+    """
+    placed = {key.partition(".")[0] for key in state_dict if new_name(key, source) is not None}
+    others = [key for key in state_dict if key.partition(".")[0] not in placed]
+    return [key for key in others if not any(re.search(pattern, key) for pattern, _ in source.refused)]
+
+
 def new_name(key, source):
     """Our name for a key of the source; '' if its tensor is left out on purpose, None if there is no place for it."""
     for pattern, replacement in source.rules:

@@ -1,6 +1,7 @@
 """Start from weights in a file: read it safely, find our names, adapt what may differ, report, refuse the rest."""
 
 import math
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,6 @@ WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which train
 AVERAGES = ("model_ema", "ema", "state_dict_ema")
 HEADS = ("head.", "head_dist.", "fc.", "classifier.")  # ours and timm's names of the last layer
 SHORTCUTS = (".shortcuts.", ".dw_shortcut.")  # in our models and in timm's
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
 @dataclass
@@ -38,7 +38,8 @@ def load_pretrained(model, path, strict=True, log=print):
 
     A head of another class count keeps its fresh initialisation; positional embeddings and relative position bias
     tables are resized. strict: every other tensor must match by name and shape, except that shortcuts may be missing
-    altogether (a plain backbone that is given shortcuts). Not strict: at least half of the tensors must match.
+    altogether (a plain backbone that is given shortcuts) and that the file may hold something beside the model (the
+    decoder of its pretraining). Not strict: at least half of the tensors must match.
 
     Raises MissingError and DataError as `read_tensors`, MismatchError if the file does not fit the model; then the
     model is unchanged.
@@ -60,12 +61,13 @@ def read_weights(content, path, log=print, own=()):
     own: names of the model's tensors; a file that has most of its names from there is the model's own (a timm model
     has timm's names).
     """
-    state = strip_prefixes(find_weights(content, path), log)
+    state = strip_prefixes(find_weights(content, path, log), log, own)
     source = convert.recognise(state)
     if source is None or 2 * sum(name in own for name in state) > len(state):
         return state
     log(f"{path}: converted from {source.name}")
-    return convert.rename(state, source)
+    others = {name: state.pop(name) for name in convert.beside(state, source)}
+    return convert.rename(state, source) | others
 
 
 def load_exact(model, state, path):
@@ -92,27 +94,86 @@ def load_exact(model, state, path):
     model.load_state_dict(state)
 
 
-def find_weights(content, path):
-    """The state dict inside what a training code saved. Raises MismatchError or DataError if there is none."""
+def find_weights(content, path, log=print):
+    """The state dict inside what a training code saved, parts of it behind their names ('student.', 'teacher.').
+
+    Of a run of ours it is the one whose accuracy the run reported. Raises MismatchError or DataError if there is none.
+    """
+    outer = content = reported_weights(content, path, log)
     while inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None):
         content = inner
-    weights = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if weights and len(weights) == len(content):
-        return weights
+    if _is_state(content):
+        unused = [key for key in AVERAGES if content is not outer and isinstance(outer.get(key), dict) and outer[key]]
+        if unused:
+            log(f"{path}: averaged weights are there, too, under {unused[0]!r}; they are not used")
+        return dict(content)
     average = next((key for key in AVERAGES if isinstance(content.get(key), dict)), None)
     if average:
         raise MismatchError(
             f"{path}: holds only averaged (EMA) weights, under {average!r}; save them as {{'model': ...}} to use them"
         )
+    parts = {key: part for key, part in content.items() if isinstance(part, dict) and _is_state(part)}
+    if parts:
+        return {f"{key}.{name}": value for key, part in parts.items() for name, value in part.items()}
     raise DataError(f"{path}: no weights found (keys: {listing(content, most=5)})")
 
 
-def strip_prefixes(state, log):
-    """Remove prefixes that every name has because the model was wrapped when it was saved."""
-    while state and (prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in state)), None)):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-        log(f"removed the prefix {prefix!r} from all {len(state)} names")
-    return state
+def _is_state(content):
+    pairs = content.items()
+    return bool(pairs) and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs)
+
+
+def reported_weights(content, path, log):
+    """The content of a file; of a run with an average only the weights that the run evaluated (its TEST.WEIGHTS)."""
+    config = content.get("config")
+    if "format" not in content or not all(isinstance(part, dict) for part in (config, content.get("ema"))):
+        return content
+    if config["TEST"]["WEIGHTS"] == "model":
+        log(f"{path}: its weights and not their average (EMA), as the run was evaluated (TEST.WEIGHTS model)")
+        return {"model": content["model"]}
+    log(f"{path}: the averaged weights (EMA), whose accuracy the run reported")
+    return {"model": content["ema"]}
+
+
+def strip_prefixes(state, log, own=()):
+    """The tensors whose names are the model's `own`, or a published code base's, without a prefix that is removed.
+
+    The names of modules around the model, such as `module.` or `model.`; what is not behind it is left out. All
+    tensors as they are if they fit so or no prefix helps.
+    """
+    prefixes = find_prefixes(state, own)
+    if not prefixes:
+        return state
+    prefix, *others = prefixes
+    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    left = [name for name in state if not name.startswith(prefix)]
+    log(f"removed the prefix {prefix!r} from {f'{len(found)} of' if left else 'all'} {len(state)} names")
+    if left:
+        log(f"  left in the file: {listing(left, most=6)}")
+    if others:
+        log(f"  weights of the model stand behind {listing(map(repr, others))}, too; they are not used")
+    return found
+
+
+def find_prefixes(names, own):
+    """The prefixes behind which most names fit, in their order; none if the names fit as they are, or nowhere.
+
+    Names fit if half of the model's `own` are among them or a published code base is recognised.
+    """
+
+    def fit(prefix):
+        inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        known = sum(name in own for name in inside)
+        if known and 2 * known >= len(own):
+            return known
+        return len(inside) if convert.recognise(inside) else 0
+
+    if fit(""):
+        return []
+    prefixes = dict.fromkeys(name[: dot + 1] for name in names for dot, letter in enumerate(name) if letter == ".")
+    fits = {prefix: fit(prefix) for prefix in prefixes}
+    most = max(fits.values(), default=0)
+    return [prefix for prefix, count in fits.items() if count == most > 0]
 
 
 def adapt(model, state):
@@ -137,6 +198,8 @@ def check(report, model, state, strict, path):
     """Raise MismatchError if too little of the file and the model match."""
     lists = model.state_dict(), report.matched + report.resized, report.missing, report.skipped
     own, fitting, missing, wrong = ([name for name in names if not name.startswith(HEADS)] for names in lists)
+    tops = {name.partition(".")[0] for name in model.state_dict()}
+    wrong = [name for name in wrong if re.split(r"[. ]", name)[0] in tops]  # the others lie beside the model
     if not any(_is_shortcut(name) for name in state):
         missing = [name for name in missing if not _is_shortcut(name)]
     if (strict and (missing or wrong)) or 2 * len(fitting) < len(own):

@@ -10,6 +10,7 @@ from tasks.backbone import build_model
 from tasks.base import Headline, Task
 from tasks.classification.data import build_data
 from utils.errors import MismatchError
+from utils.text import visible
 
 
 def counts(row):
@@ -95,10 +96,13 @@ class Classification(Task):
         return Accuracy(device)
 
     def facts(self):
-        """Classes, normalisation and data path."""
+        """Classes, normalisation, data path and which images they are."""
         info = self.info
         names = {"classes": info.class_names, "mean": info.mean, "std": info.std}
-        return {name: list(values) for name, values in names.items()} | {"pipeline": info.pipeline}
+        return {name: list(values) for name, values in names.items()} | {
+            "pipeline": info.pipeline,
+            "parts": self.data.parts,
+        }
 
     def check_facts(self, stored, path):
         """Raise MismatchError if the checkpoint was trained on other classes, or the same in another order."""
@@ -119,5 +123,6 @@ def check_classes(stored, info, path):
     """Raise MismatchError unless the class names of a checkpoint, if it has any, are those of a dataset."""
     here = list(info.class_names)
     if stored and stored != here:
-        first, second = next((a, b) for a, b in zip_longest(stored, here) if a != b)
-        raise MismatchError(f"{path}: its classes are not those of {info.name}: {first!r} there, {second!r} here")
+        pairs = zip_longest(stored, here, fillvalue="(none)")
+        first, second = next((visible(a), visible(b)) for a, b in pairs if a != b)
+        raise MismatchError(f"{path}: its classes are not those of {info.name}: '{first}' there, '{second}' here")

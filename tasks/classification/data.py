@@ -6,7 +6,17 @@ from data.base import DatasetInfo
 from data.datasets import Request, create
 from data.device.build import DeviceLoaders
 from data.mixing import Mixing
-from data.pipelines import CpuLoaders, Reading, check_classes, choose_pipeline, facts_of, split, worker_count
+from data.pipelines import (
+    CpuLoaders,
+    Reading,
+    check_classes,
+    choose_pipeline,
+    cores,
+    facts_of,
+    identities,
+    split,
+    worker_count,
+)
 from data.transforms import EvalTransform, TrainTransform, as_size
 from tasks.base import Data
 
@@ -15,9 +25,10 @@ MIXING = ("MIXUP", "CUTMIX", "CUTMIX_MINMAX", "MIXUP_PROB", "MIXUP_SWITCH_PROB",
 
 @dataclass
 class ImageData(Data):
-    """The Data of a run with the facts about the images and how they are mixed."""
+    """The Data of a run with the facts about the images, which ones they are, and how they are mixed."""
 
     info: DatasetInfo
+    parts: dict
     mixing: Mixing
 
 
@@ -42,7 +53,8 @@ def build_data(config, world, log, training=True):
     pipeline, loaders, chosen = choose_pipeline(data.PIPELINE, parts, transforms, CpuLoaders(reading), on_device)
     lines = [*describe(info, transforms, mixing, reading.options["num_workers"]), *chosen]
     loaders = {"train": None, "test": None, **loaders}
-    return ImageData(info=replace(info, pipeline=pipeline), mixing=mixing, description=lines, **loaders)
+    info = replace(info, pipeline=pipeline)
+    return ImageData(info=info, parts=identities(parts), mixing=mixing, description=lines, **loaders)
 
 
 def sources_of(config, world, log):
@@ -98,8 +110,9 @@ def describe(info, transforms, mixing, workers):
     """The effective pipeline as lines."""
     sizes = f"{info.train_size} to train, {info.val_size} to validate"
     sizes += f", {info.test_size} to test once at the end" if info.test_size else ""
+    many = f" (more than the {cores()} cores here)" if workers > cores() else ""
     return [
-        f"data: {info.name}, {info.num_classes} classes, {sizes}, {workers} loader workers per process",
+        f"data: {info.name}, {info.num_classes} classes, {sizes}, {workers} loader workers per process{many}",
         *(f"train: {line}" for line in transforms[0].describe()),
         *(f"eval: {line}" for line in transforms[1].describe()),
         *mixing.describe(),

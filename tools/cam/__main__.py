@@ -32,13 +32,14 @@ from matplotlib.ticker import MaxNLocator
 from data.base import Subset
 from tools.cam.maps import grad_cam, reads_prefix_only, shortcut_responses, token_stages
 from tools.cam.rollout import attention_rollout
-from tools.shared.behaviour import shortened, show
+from tools.shared.behaviour import NAME_LENGTH, short_classes, show
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.figures import check_path, new_figure, save, styled
-from tools.shared.inputs import add_options, choose_part, console, dataset_parts, named_images
+from tools.shared.inputs import add_options, choose_part, composed, console, dataset_parts, named_images, numbers_of
 from tools.shared.runs import is_run
 from tools.shared.trained import load_model
 from utils.errors import ConfigError, nearest
+from utils.text import short_names
 
 COUNTS = {"gradcam": 6, "rollout": 6, "shortcut": 2}  # images in a picture unless --count says more
 MOST_BLOCKS = 6  # shown unless --blocks names them
@@ -81,7 +82,7 @@ def parse(argv):
 def divided(files):
     """([one or two checkpoints], [images]): the first file, and those that follow it and are .pth files or runs."""
     count = 1
-    while count < len(files) and (files[count].suffix == ".pth" or is_run(files[count])):
+    while count < len(files) and (files[count].suffix.lower() == ".pth" or is_run(files[count])):
         count += 1
     if count > 2:
         raise ConfigError(f"{files[2]}: a third checkpoint; two can be compared")
@@ -103,12 +104,13 @@ def chosen_images(given, loaded, log):
     return Subset(images, positions[:count].numpy())
 
 
-def captions_of_images(images, class_names, log):
+def captions_of_images(images, loaded, log):
     """The true class of each image where it is known, else its file; which file is which goes to `log`."""
-    names = []
+    names, classes = [], short_classes(loaded)
+    files = short_names([Path(images.name(position)).name for position in range(len(images))], NAME_LENGTH)
     for position, label in enumerate(images.labels.tolist()):
         file = images.name(position)
-        names.append(f"true: {shortened(class_names[label])}" if label >= 0 else shortened(Path(file).name))
+        names.append(f"true: {classes[label]}" if label >= 0 else files[position])
         log.info(f"image {position + 1}: {file}")
     return names
 
@@ -132,7 +134,7 @@ class Column:
 
     def share(self, position, number):
         """`cat (84.5%)`."""
-        return f"{shortened(self.loaded.class_names[number])} ({self.odds[position, number]:.1%})"
+        return f"{short_classes(self.loaded)[number]} ({self.odds[position, number]:.1%})"
 
 
 def wrapped(text, width):
@@ -216,11 +218,11 @@ def gradcam(columns, names, given, log):
     for column in columns:
         classes = column.said
         if given.wanted is not None:
-            known = column.loaded.class_names
-            if given.wanted not in known:
+            known = numbers_of(column.loaded.class_names)
+            number = known.get(composed(given.wanted))
+            if number is None:
                 path = column.loaded.path
                 raise ConfigError(f"--class {given.wanted}: no class of {path}{nearest(given.wanted, known)}")
-            number = known.index(given.wanted)
             classes = torch.full_like(classes, number)
             column.captions = [f"{text}\nmap: {column.share(i, number)}" for i, text in enumerate(column.captions)]
         column.maps = grad_cam(column.loaded.model, column.inputs, classes)
@@ -276,7 +278,7 @@ def main(argv):
     if len(set(heads)) < len(heads):
         heads = [str(one.path) for one in loaded]
     columns = [Column(one, images, head) for one, head in zip(loaded, heads, strict=True)]
-    names = captions_of_images(images, loaded[0].class_names, log)
+    names = captions_of_images(images, loaded[0], log)
     save(METHODS[given.method](columns, names, given, log), given.output)
     print(f"picture: {given.output}")
 

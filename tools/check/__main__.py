@@ -25,6 +25,7 @@ from tools.check.recipe import check_examples, check_schedule
 from tools.check.resume import check_resume
 from tools.check.subject import FAILED, OK, WARNING, Subject, failed, warning
 from tools.shared.command import command, parser
+from tools.shared.results import write_text
 from utils.errors import ConfigError, RunError, listing, nearest
 from utils.files import storage_errors
 
@@ -148,7 +149,7 @@ def main(argv):
     print(lines[-1], flush=True)
     with storage_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
     print(f"report: {path}")
     return int(bad > 0 or (arguments.strict and doubtful > 0))
 

@@ -1,13 +1,12 @@
 """What the recipe makes of it: the learning rate over the run as a line of bars, and the images as a picture."""
 
-from functools import partial
-
 import torch
 
 from data import HostBatch
 from tools.check.subject import failed, ok, spread, stack, warning
-from tools.shared.behaviour import shortened
 from tools.shared.figures import new_figure, save
+from utils.lettering import drawable
+from utils.text import short_names
 
 WIDTH = 60  # columns of the plot of the learning rate
 BARS = " ▁▂▃▄▅▆▇█"
@@ -15,7 +14,7 @@ COLUMNS = 8  # images beside each other
 NAME = "examples.png"
 MIXED_ROWS = 2  # steps of the run whose draws are shown: the first ones that mix visibly
 FIRST_STEPS, VISIBLE = 40, 0.9  # steps that are tried; the largest share of a class in a visible mixture
-short = partial(shortened, length=16, mark="..")  # class names under an image
+NAME_LENGTH = 16  # characters of a class name under an image
 
 
 def check_schedule(subject):
@@ -52,10 +51,10 @@ def check_examples(subject):
         problem = "all of them have one colour all over"
     if problem:
         return [failed(problem, "look at DATA.MEAN, DATA.STD and the AUG section")]
-    names = subject.info.class_names
+    names = short_names(list(map(drawable, subject.info.class_names)), NAME_LENGTH, "..")
     rows = [
-        ("as evaluated", plain, [short(names[label]) for label in labels.tolist()]),
-        ("augmented", augmented, [short(names[label]) for label in targets.tolist()]),
+        ("as evaluated", plain, [names[label] for label in labels.tolist()]),
+        ("augmented", augmented, [names[label] for label in targets.tolist()]),
         *mixed_rows(subject.mixing(config), augmented, targets, config.SEED, names),
     ]
     path = subject.folder / NAME
@@ -81,7 +80,7 @@ def shares_text(shares, names):
     """`cat 0.63` and `dog 0.37` in two lines, from the shares of all classes (C,)."""
     largest = shares.topk(min(2, len(shares)))
     pairs = zip(largest.values.tolist(), largest.indices.tolist(), strict=True)
-    return "\n".join(f"{short(names[label])} {share:.2f}" for share, label in pairs if share > 0.005)
+    return "\n".join(f"{names[label]} {share:.2f}" for share, label in pairs if share > 0.005)
 
 
 def restored(images, info):

@@ -40,6 +40,7 @@ from tools.shared.results import result_path, write_text, write_whole
 from tools.shared.runs import is_run, read_run
 from tools.shared.trained import load_model
 from utils import checkpoint
+from utils.errors import ConfigError
 from utils.flops import count_macs
 from utils.run_folder import git_commit
 
@@ -202,6 +203,8 @@ def main(argv):
     form = FORMATS[given.to]
     loaded = load_model(given.checkpoint, "cpu", given.weights)
     path = result_path(given.output or f"{loaded.name.replace('/', '_')}{form.ending}", (form.ending,))
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        raise ConfigError(f"--output {path}: the libraries of this format take names in UTF-8 only")
     console().info(f"exporting {loaded.config.MODEL.TYPE} to {given.to}; a large model takes minutes")
     write = form.prepare(loaded, given.batch)
     differences = {}

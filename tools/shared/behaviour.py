@@ -7,6 +7,8 @@ from sklearn.metrics import confusion_matrix
 from models.shortcut import DWShortcut
 from tools.shared.figures import line_style, new_figure, styled
 from utils.errors import MismatchError
+from utils.lettering import drawable
+from utils.text import short_names, visible
 
 MOST_NAMED = 25  # classes whose names and counts still fit into a confusion matrix
 COLUMNS = 5  # images beside each other
@@ -49,7 +51,7 @@ def confusion_figure(predictions, title=None):
     counts = confusions(predictions)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(counts) <= MOST_NAMED
-    names = [shortened(name) for name in predictions.loaded.class_names]
+    names = short_classes(predictions.loaded)
     side = max(4.6, 0.46 * len(counts)) if named else 7.0
     room = 0.08 * max(map(len, names)) if named else 0.0  # inches for the names
     figure = new_figure(side + 1.4 + room, side + 0.5 + room)
@@ -70,9 +72,9 @@ def confusion_figure(predictions, title=None):
     return figure
 
 
-def shortened(name, length=NAME_LENGTH, mark="…"):
-    """A class name of at most so many characters; `mark` stands for what is left out."""
-    return name if len(name) <= length else name[: length - len(mark)] + mark
+def short_classes(loaded, length=NAME_LENGTH):
+    """The class names of a LoadedModel for a picture, at most so many characters each, told apart if they can be."""
+    return short_names(list(map(drawable, loaded.class_names)), length)
 
 
 def example_image(predictions, position):
@@ -86,14 +88,17 @@ def example_facts(predictions, position):
     """(true name, its probability, predicted name, its probability, loss) of one image."""
     true, said = int(predictions.labels[position]), int(predictions.predicted[position])
     odds, names = predictions.probabilities[position], predictions.loaded.class_names
-    return names[true], float(odds[true]), names[said], float(odds[said]), float(predictions.losses[position])
+    names = visible(names[true]), visible(names[said])
+    return names[0], float(odds[true]), names[1], float(odds[said]), float(predictions.losses[position])
 
 
 def caption(predictions, position):
     """`true: cat (1.9%)`, and below it `said: dog (84.5%)` unless it was right."""
-    true, p_true, said, p_said, _ = example_facts(predictions, position)
-    answer = f"said: {shortened(said)} ({p_said:.1%})" if predictions.wrong[position] else "right"
-    return f"true: {shortened(true)} ({p_true:.1%})\n{answer}"
+    _, p_true, _, p_said, _ = example_facts(predictions, position)
+    names = short_classes(predictions.loaded)
+    true, said = names[predictions.labels[position]], names[predictions.predicted[position]]
+    answer = f"said: {said} ({p_said:.1%})" if predictions.wrong[position] else "right"
+    return f"true: {true} ({p_true:.1%})\n{answer}"
 
 
 def error_sets(predictions, count):

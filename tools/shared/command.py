@@ -9,6 +9,7 @@ import sys
 
 from engine.command_line import Parser
 from utils.errors import RunError, StorageError, UnavailableError
+from utils.text import prepare_output, require_utf8
 
 EXITS = """\
 exit codes: 0 done, 64 wrong option or value, 65 bad data or file, 66 file or folder missing, 69 package or device not
@@ -29,8 +30,11 @@ def parser(tool, description, epilog=EXITS, package="tools"):
 
 def exit_code(run, argv=None):
     """Call run(arguments) and return the exit code; a RunError becomes one line on stderr."""
+    if argv is None:
+        require_utf8()
+    prepare_output()
     try:
-        code = run(list(sys.argv[1:] if argv is None else argv)) or 0
+        code = run(list(map(at_home, sys.argv[1:] if argv is None else argv))) or 0
         sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed where it can be reported
         return code
     except RunError as error:
@@ -47,6 +51,14 @@ def exit_code(run, argv=None):
         failure = StorageError(f"the output could not be written ({error.strerror})")
     print(failure.line(), file=sys.stderr, flush=True)
     return failure.exit_code
+
+
+def at_home(word):
+    """A word of a command line with ~/ replaced, also in --flag=~/, which shells leave as it is."""
+    flag, equals, value = word.partition("=")
+    if flag.startswith("--") and value.startswith("~/"):
+        return f"{flag}{equals}{os.path.expanduser(value)}"
+    return os.path.expanduser(word) if word.startswith("~/") else word
 
 
 def command(run):

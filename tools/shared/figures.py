@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from utils.errors import ConfigError, nearest
 from utils.files import storage_errors
+from utils.lettering import legible
 
 # Okabe and Ito's palette without black and yellow, which vanish on dark and on white pages.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -68,6 +69,7 @@ def check_path(path):
 def save(figure, path):
     """Write the figure in the format that the ending names, creating its folder. Raises ConfigError, StorageError."""
     path = check_path(path)
+    legible(figure)
     dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

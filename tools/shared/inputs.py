@@ -2,6 +2,7 @@
 
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -66,8 +67,19 @@ def named_images(paths, log, class_names=()):
         else:
             raise MissingError(f"{path}: no such image or folder")
     found = list(dict.fromkeys(found))
-    numbers = {name: number for number, name in enumerate(class_names)}
-    return FolderImages("", found, [numbers.get(Path(path).parent.name, UNKNOWN) for path in found])
+    numbers = numbers_of(class_names)
+    return FolderImages("", found, [numbers.get(composed(Path(path).parent.name), UNKNOWN) for path in found])
+
+
+def composed(name):
+    """The name with accents on their letters (NFC): macOS stores file names otherwise (NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def numbers_of(class_names):
+    """{composed name: number} of classes; as they are where two are the same but for that."""
+    numbers = {composed(name): number for number, name in enumerate(class_names)}
+    return numbers if len(numbers) == len(class_names) else {name: i for i, name in enumerate(class_names)}
 
 
 def dataset_parts(loaded, data_path=None, log=None):

@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 
 from tools.shared.figures import styled
+from utils.lettering import legible
 
 SMALL = 96  # pixels; what is smaller would be blurred beyond recognition
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -60,6 +61,7 @@ def picture(figure, description, identity):
 
     description: what a reader who does not see it is told. identity: unique in the page, it keeps the SVG's ids apart.
     """
+    legible(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, dpi=120)
     text = buffer.getvalue()

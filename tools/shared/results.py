@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from utils.errors import ConfigError, MissingError
+from utils.errors import ConfigError, MissingError, listing
 from utils.files import replace_whole, storage_errors
 
 
@@ -14,11 +14,26 @@ def result_path(path, endings=()):
         raise ConfigError(f"--output {path}: is a folder, name a file")
     if path.exists() and not path.is_file():  # /dev/null, /dev/stdout: the rename would replace the device
         raise ConfigError(f"--output {path}: is no regular file; leave --output out to write to the screen")
-    if endings and path.suffix not in endings:
+    if endings and path.suffix.lower() not in endings:
         raise ConfigError(f"--output {path}: must end in {' or '.join(endings)}")
     if not path.parent.is_dir():
         raise MissingError(f"{path.parent}: no such folder for the result")
     return path
+
+
+def chosen_format(given, output, endings, default):
+    """`given`, else what the ending of the file `output` (any case) stands for; `default` without a file.
+
+    endings: {'.csv': 'csv', ...}. Raises ConfigError for an ending that stands for no format or for another one.
+    """
+    if output is None:
+        return given or default
+    meant = endings.get(Path(output).suffix.lower())
+    if meant and given not in (None, meant):
+        raise ConfigError(f"--output {output}: the name says {meant}, but {given} is asked for")
+    if not (given or meant):
+        raise ConfigError(f"--output {output}: must end in {listing(endings)}, for the format to be known")
+    return given or meant
 
 
 def write_whole(path, write, check=None):
@@ -34,15 +49,14 @@ def write_whole(path, write, check=None):
 
 
 def write_text(path, text):
-    """Replace a text file as a whole (UTF-8; bytes of file names that are no UTF-8 are kept). Raises StorageError."""
-    write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "surrogateescape")))
+    """Replace a text file as a whole (UTF-8; bytes of file names that are not are codes). Raises StorageError."""
+    write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def deliver(text, output):
-    """Text to the file `output`, or to stdout if that is None; characters that stdout does not know are escaped."""
+    """Text to the file `output`, or to stdout if that is None."""
     if output:
         write_text(output, text)
     else:
-        encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.write(text)
         sys.stdout.flush()

@@ -63,7 +63,7 @@ class RunRecord:
     @cached_property
     def origins(self):
         """`{'TRAIN.EPOCHS': 'configs/a.yaml:12'}`: where each value of the configuration came from."""
-        return read_origins((self.path / "config.yaml").read_text())
+        return read_origins((self.path / "config.yaml").read_text("utf-8"))
 
     def checkpoint(self, name="best.pth"):
         """Path of a checkpoint. Raises MissingError if the run has none of this name."""
@@ -84,11 +84,11 @@ def read_run(folder):
     if not (folder / "config.yaml").is_file():
         raise MissingError(f"{folder}: not a run folder (no config.yaml)")
     try:
-        config = completed(yaml.safe_load((folder / "config.yaml").read_text()))
+        config = completed(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
         metrics = folder / "metrics.jsonl"
-        rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+        rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.is_file() else []
         paths = {name: folder / f"{name}.json" for name in ("summary", "environment", "exit")}
-        parts = {name: json.loads(path.read_text()) if path.is_file() else None for name, path in paths.items()}
+        parts = {name: json.loads(path.read_text("utf-8")) if path.is_file() else None for name, path in paths.items()}
         headline = tasks.find(config["TASK"]).headline
         _check_figures(rows, parts, (*headline.counted, headline.key, headline.column), headline.counted[-1:])
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, DataError) as error:
@@ -120,7 +120,7 @@ def _require(file, value, keys):
 def find_runs(folders):
     """RunRecords of all run folders at or below `folders`, each once, sorted by path. Raises MissingError if none."""
     found = {}
-    for folder in map(Path, folders):
+    for folder in (Path(folder).expanduser() for folder in folders):
         if not folder.is_dir():
             raise MissingError(f"{folder}: no such folder")
         candidates = [folder] if is_run(folder) else sorted(path.parent for path in folder.rglob("config.yaml"))

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from config import from_stored
 from data import ImageDataset
 from data.transforms import EvalTransform, as_size
-from engine.resume import choose_weights
+from engine.resume import choose_weights, is_ours
 from models.weights.pretrained import load_exact
 from tasks.backbone import build_model
 from tasks.classification import figures, hits
@@ -93,7 +93,7 @@ def read_checkpoint(path):
     Raises MissingError, DataError (damaged), MismatchError (not one of our checkpoints).
     """
     payload = checkpoint.load(path)
-    if "config" not in payload or "data" not in payload:
+    if not is_ours(payload) or not isinstance(payload.get("data"), dict):
         raise MismatchError(f"{path}: not a checkpoint of a run (it has no configuration); tools.convert reads others")
     return payload, from_stored(payload["config"])
 

@@ -37,7 +37,7 @@ def build_parser():
     result.add_argument("--data-path", nargs="+", default=[], metavar="DIR",
                         help="folder of the dataset; for several datasets DATASET=DIR ...")
     result.add_argument("--output", default="output", metavar="DIR", help="where the sweep's folder is made (output)")
-    result.add_argument("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE",
+    result.add_argument("--opts", nargs="*", action="pairs", default=[], metavar="KEY VALUE",
                         help="change any keys of all cells: TRAIN.EPOCHS 100")
     result.add_argument("--dry-run", action="store_true",
                         help="list the runs with parameters and time, estimated from measured steps")

@@ -155,7 +155,7 @@ class SlurmJobs:
         failure = submitted.exception()
         if failure is None:
             return submitted.result()
-        with open(job.log, "a") as log:
+        with open(job.log, "a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"error[cluster] job {submitted.job_id}: {' '.join(str(failure).split())}\n")
         return 1
 

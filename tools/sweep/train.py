@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 import tasks
 from config import changes_results, check, difference, load_config, to_plain
 from data import worker_count
+from engine.command_line import joined
 from logger import duration
 from tasks.backbone import build_model
 from tools.shared.results import write_text
@@ -59,7 +60,7 @@ class Planned:
     @property
     def summary(self):
         """What a finished run says of itself."""
-        return json.loads((self.folder / "summary.json").read_text())
+        return json.loads((self.folder / "summary.json").read_text("utf-8"))
 
 
 def plan(grid, seeds, folder, data_paths=None, opts=()):
@@ -77,7 +78,7 @@ def plan(grid, seeds, folder, data_paths=None, opts=()):
 def _planned(cell, seed, folder, data_paths, opts):
     base = Path(os.path.normpath(Path(cell.base).absolute()))
     base = str(base.relative_to(Path.cwd()) if base.is_relative_to(Path.cwd()) else base)
-    options = [word for pair in cell.values.items() for word in pair] + opts + ["MODEL.NAME", cell.name]
+    options = joined([word for pair in cell.values.items() for word in pair], opts, ["MODEL.NAME", cell.name])
     flags = {"OUTPUT": (str(folder), "--output"), "TAG": (f"seed{seed}", "--tag"), "SEED": (seed, "--seed")}
     argv = ["--cfg", base, "--opts", *options, "--output", str(folder), "--tag", f"seed{seed}", "--seed", str(seed)]
     try:
@@ -151,7 +152,7 @@ def note_grid(folder, grid, seeds):
     """Leave the axes, cells and seeds beside the runs, where tools.table finds them."""
     path = folder / f"{grid.path.stem}.sweep.json"
     with storage_errors(path):
-        earlier = json.loads(path.read_text())["seeds"] if path.is_file() else []
+        earlier = json.loads(path.read_text("utf-8"))["seeds"] if path.is_file() else []
     cells = {cell.name: {"labels": cell.labels, "values": cell.values} for cell in grid.cells}
     content = {"grid": str(grid.path), "axes": grid.axes, "seeds": sorted({*earlier, *seeds}), "cells": cells}
     write_text(path, json.dumps(content, indent=2) + "\n")
@@ -187,7 +188,8 @@ def train(runs, folder, options):
     jobs = []
     for run in runs:
         if not run.finished:
-            workers = extra if run.config.DATA.NUM_WORKERS == -1 else []
+            is_open = run.config.DATA.NUM_WORKERS == -1 and "DATA.NUM_WORKERS" not in run.argv
+            workers = extra if is_open else []
             command = [sys.executable, str(ROOT / "main.py"), *run.argv, *workers]
             jobs.append(Job(run.name, command, folder / "logs" / f"{run.name.replace('/', '_')}.txt"))
     report = Report(runs, len(places))

@@ -10,8 +10,9 @@ explained below.
 import sys
 
 from tools.shared.command import command, parser
-from tools.shared.results import deliver, result_path
+from tools.shared.results import chosen_format, deliver, result_path
 
+ENDINGS = {".md": "md", ".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
 EPILOG = """\
 examples:
   python -m tools.table output/table1
@@ -30,7 +31,8 @@ def main(argv):
     # fmt: off
     top = parser("table", __doc__, EPILOG)
     top.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders above them")
-    top.add_argument("--format", default="md", choices=("md", "latex", "csv", "html"), help="default: md")
+    top.add_argument("--format", choices=("md", "latex", "csv", "html"),
+                     help="default: by the ending of FILE (.md, .tex, .csv, .html), else md")
     top.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
                         help="a row's name, a label such as kernels-none, or pairs ROW=BASELINE")
     top.add_argument("--metric", default="auto", choices=("auto", "final", "best", "test"),
@@ -43,13 +45,12 @@ def main(argv):
     top.add_argument("--output", metavar="FILE", help="write here instead of to the screen")
     # fmt: on
     options = top.parse_args(argv)
-    if options.output:
-        result_path(options.output)
+    form = chosen_format(options.format, options.output and result_path(options.output), ENDINGS, "md")
     from tools.table.formats import FORMATS  # imports torch: not for --help and wrong flags
     from tools.table.rows import make_rows
 
     rows, metric = make_rows(options.folders, options.metric, options.baseline, options.by, options.pool)
-    deliver(FORMATS[options.format](rows, metric), options.output)
+    deliver(FORMATS[form](rows, metric), options.output)
 
 
 if __name__ == "__main__":

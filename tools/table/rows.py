@@ -100,7 +100,7 @@ def read_notes(folders):
         for above in list(folder.resolve().parents)[:2]:
             found |= set(above.glob("*.sweep.json"))
     try:
-        notes = [json.loads(path.read_text()) for path in sorted(found)]
+        notes = [json.loads(path.read_text("utf-8")) for path in sorted(found)]
         for note in notes:
             note["axes"], note["seeds"], *(cell["labels"] for cell in note["cells"].values())
         return notes
