@@ -12,6 +12,7 @@ older checkpoint than the stop before. Exit code 1 if anything of that fails. Th
 machine's pace does not.
 """
 
+import contextlib
 import os
 import random
 import resource
@@ -100,7 +101,7 @@ class Run:
     """A run in a folder of its own, in which it can be started again and again by the same command."""
 
     def __init__(self, task, ranks, folder):
-        self.ranks, self.folder = ranks, folder
+        self.ranks, self.folder, self.began = ranks, folder, 0.0
         self.path = folder / "soak" / "default"
         self.cfg = folder / "soak.yaml"
         folder.mkdir()
@@ -117,6 +118,7 @@ class Run:
         """
         for rank in range(self.ranks):
             (self.folder / f"rank{rank}.txt").write_text("")  # also of a process that is killed before it opens its own
+        self.began = time.time()
         processes = [process for process, _ in start(self.command(), self.folder, ranks=self.ranks)]
         try:
             writing = kill is not None and self.stop(processes, kill)
@@ -141,8 +143,12 @@ class Run:
         return writing
 
     def writes(self):
-        """Whether a checkpoint is being written."""
-        return bool(temporary_files(self.path / "checkpoints"))
+        """Whether a checkpoint is being written; what the start before left half-written does not count."""
+        for path in temporary_files(self.path / "checkpoints"):
+            with contextlib.suppress(FileNotFoundError):  # it has its name by now
+                if path.stat().st_mtime > self.began:
+                    return True
+        return False
 
     def left(self):
         """What the complete run is compared by."""
