@@ -4,12 +4,12 @@ python -m benchmarks.soak [--kills 200] [--task NAME ...] [--seed 0] [--output D
 
 A run of each task, with everything that has a state, is trained once by one process and once by two. Then it is trained
 again and again on one or two processes (drawn), and stopped at drawn moments: by kill -9 or SIGTERM of some of its
-processes or by a disk that is suddenly full (a limit on the size of files). Every third stop waits until a checkpoint
-is being written. The same command continues the run until it is complete, and what it leaves behind must be what the
-uninterrupted one left, bit for bit, except for times: weights, EMA, optimizer, scaler, progress, metrics, summary,
-exit.json and the names of the files. A process may end only as docs/reliability.md says, and a stop may not leave an
-older checkpoint than the stop before. Exit code 1 if anything of that fails. The draws repeat with the seed, the
-machine's pace does not.
+processes or by a disk that is suddenly full (a limit on the size of files, as Linux sets it for a running process).
+Every third stop waits until a checkpoint is being written. The same command continues the run until it is complete, and
+what it leaves behind must be what the uninterrupted one left, bit for bit, except for times: weights, EMA, optimizer,
+scaler, progress, metrics, summary, exit.json and the names of the files. A process may end only as docs/reliability.md
+says, and a stop may not leave an older checkpoint than the stop before. Exit code 1 if anything of that fails. The
+draws repeat with the seed, the machine's pace does not.
 """
 
 import contextlib
