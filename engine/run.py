@@ -1,6 +1,7 @@
 """One start of a training run: continues it, keeps its folder true, and ends it with the right exit code."""
 
 import time
+from pathlib import Path
 
 from engine import resume
 from engine.build import build_settings, global_batch
@@ -73,7 +74,7 @@ class Run:
         if self.is_complete():
             self.log.heading(f"already complete: {self.folder.path}, best {self.say(self.best())}")
             return True
-        self.world.together(lambda: self.world.is_main and self._prepare(command, config_text))
+        self.world.together(lambda: self.world.is_main and self._prepare(path, command, config_text))
         self._describe(path, changes)
         self.clock = self.saved_at = time.perf_counter()
         return False
@@ -112,7 +113,7 @@ class Run:
         done = len(self.history) >= self.config.TRAIN.EPOCHS
         return self.world.gather(done and (self.folder.path / "summary.json").exists())[0]
 
-    def _prepare(self, command, config_text):
+    def _prepare(self, path, command, config_text):
         self.folder.open()
         for leftover in temporary_files(self.folder.checkpoints):  # of a process that was killed while writing
             leftover.unlink()
@@ -122,6 +123,14 @@ class Run:
         self.folder.note_command(command)
         self.folder.write_metrics(self.history)
         self.log.attach(self.folder.path, len(self.history), self.config.TENSORBOARD)
+        if path and self._ended_while_saving(Path(path)):
+            self.clock = time.perf_counter()
+            self._save_epoch()
+
+    def _ended_while_saving(self, path):
+        """Whether the start before saved the checkpoint `path` of a validated epoch, but not last.pth after it."""
+        validated = bool(self.history) and self.history[-1]["step"] == self.state.progress.step
+        return validated and path.parent == self.folder.checkpoints and path.name != checkpoint.LAST
 
     def _describe(self, path, changes):
         """What this run is, at its start."""
@@ -169,6 +178,19 @@ class Run:
         self.state.progress.seconds += now - self.clock
         self.clock = now
 
+    def _save_epoch(self):
+        """The checkpoints after a validated epoch.
+
+        last.pth comes last: after a kill in between, the resumed run repeats this and misses no file.
+        """
+        epochs, save = len(self.history), self.config.SAVE
+        if self.best() is self.history[-1]:
+            self._save(checkpoint.BEST)
+        if save.EPOCHS and epochs % save.EPOCHS == 0:
+            self._save(checkpoint.epoch_name(epochs - 1))
+            checkpoint.prune_epochs(self.folder.checkpoints, save.KEEP)
+        self._save(checkpoint.LAST, keep_as=checkpoint.PREVIOUS)
+
     def finish_epoch(self, epoch, losses, rate, result):
         """Record a validated epoch: metrics, checkpoints, one line. `losses`, `rate`: of training; `result`: a row."""
         progress = self.state.progress
@@ -186,13 +208,7 @@ class Run:
         progress.close_epoch(row)
         best = self.best()
         if self.world.is_main:
-            # last.pth comes last: after a kill in between, the resumed run repeats this and misses no file.
-            if best is row:
-                self._save(checkpoint.BEST)
-            if self.config.SAVE.EPOCHS and (epoch + 1) % self.config.SAVE.EPOCHS == 0:
-                self._save(checkpoint.epoch_name(epoch))
-                checkpoint.prune_epochs(self.folder.checkpoints, self.config.SAVE.KEEP)
-            self._save(checkpoint.LAST, keep_as=checkpoint.PREVIOUS)
+            self._save_epoch()
             self.folder.write_metrics(self.history)
         self.saved_step, self.saved_at = progress.step, time.perf_counter()
         self.log.scalars(row, epoch)
