@@ -5,8 +5,8 @@ python -m tests.same_results --against ../before [--cases NAME ...]
 
 Each case trains two epochs of small digits models with the main.py of either checkout, on a CPU with one thread, and
 compares what they leave behind: weights, their average, optimizer and scaler of last.pth and best.pth, where the run
-stands, metrics, summary and the names of the files, all but what a clock measured. One line a case, exit code 1 if any
-differs.
+stands, metrics, summary, exit.json and the names of the files, all but what a clock measured. One line a case, exit
+code 1 if any differs.
 """
 
 import json
@@ -138,11 +138,17 @@ def outcome(checkout, other, case, output):
             (run / name).unlink()
         if "resuming from" not in main_py(checkout, case, output):
             raise RunError(f"main.py of {checkout} started anew instead of resuming")
+    return left_behind(run)
+
+
+def left_behind(run):
+    """Everything that is compared of a complete run in the folder `run`."""
     found = {"files": sorted(str(path.relative_to(run)) for path in run.rglob("*"))}
     for name in ("last.pth", "best.pth"):
         payload = torch.load(run / "checkpoints" / name, weights_only=True)
         found[name] = {key: payload[key] for key in KEPT} | {key: payload["progress"][key] for key in PROGRESS}
     found["metrics"] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found["exit"] = json.loads((run / "exit.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     return found | {"summary": {key: summary[key] for key in SUMMARY}}
 
