@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data.transforms import EvalTransform
 from tasks.backbone import build_model
 from tasks.base import Headline, Task
 from tasks.classification.data import build_data
@@ -67,16 +68,26 @@ class Accuracy:
 class Classification(Task):
     """Images of classes, from any dataset of the package data."""
 
-    headline = Headline("correct", "accuracy", "validation accuracy, %", counts, counted=("correct", "total"))
+    headline = Headline("correct", "accuracy", "validation accuracy, %", counts, counted=("correct", "total"), unit="%")
 
     def __init__(self, config, world, log, training=True):
         self.config = config
         self.data = build_data(config, world, log.info, training)
         self.info, self.mixing, self.name = self.data.info, self.data.mixing, self.data.info.name
 
+    @classmethod
+    def network(cls, config, num_classes, in_chans=3):
+        """The backbone of the configuration with a head for so many classes."""
+        return build_model(config, num_classes, in_chans)
+
+    @classmethod
+    def preparation(cls, config, mean, std):
+        """Resized to the model's size, maybe through a larger one and a crop."""
+        return EvalTransform(config.DATA.IMG_SIZE, mean, std, config.DATA.INTERPOLATION, config.TEST.CROP)
+
     def model(self):
-        """The backbone of the configuration with a head for the dataset's classes."""
-        return build_model(self.config, self.info.num_classes, self.info.in_chans)
+        """See `network`."""
+        return self.network(self.config, self.info.num_classes, self.info.in_chans)
 
     def learner(self, model):
         """The model with the loss that fits the mixed targets."""
