@@ -57,6 +57,7 @@ class Task(ABC):
     data: Data
     name: str
     one_size = True  # all images of an evaluation have the same size, so that compiling it pays
+    joint = False  # its transforms take an image with its label (data/samples.py)
 
     @classmethod
     def network(cls, config, num_classes, in_chans=3):
@@ -67,6 +68,23 @@ class Task(ABC):
     def preparation(cls, config, mean, std):
         """PIL image -> float (C, H, W) as it is evaluated; its `describe()` says how, in lines. Goes with `network`."""
         raise NotImplementedError
+
+    @classmethod
+    def sources(cls, config, world, log):
+        """The data.Sources of DATA.DATASET, found and listed, no image read: for the tools. Raises RunErrors."""
+        raise ConfigError(f"TASK: {config.TASK} - this tool reads images of classes alone")
+
+    @classmethod
+    def transforms(cls, config, info):
+        """(of training, of evaluation) for the images of `sources`; `info`: the facts about them."""
+        raise NotImplementedError
+
+    @classmethod
+    def given(cls, config, info, data=None):
+        """The task with facts about the data and, if any, loaders that are there already: for the tools."""
+        task = cls.__new__(cls)
+        task.config, task.info, task.data, task.name = config, info, data, info.name
+        return task
 
     @abstractmethod
     def model(self):

@@ -1,5 +1,6 @@
 """Classification: one label an image, mixed images and soft targets in training, exact counts in evaluation."""
 
+from functools import cached_property
 from itertools import zip_longest
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from data.transforms import EvalTransform
 from tasks.backbone import build_model
 from tasks.base import Headline, Task
-from tasks.classification.data import build_data
+from tasks.classification.data import build_data, mixing_of, sources_of, transforms_of
 from utils.errors import MismatchError
 from utils.text import visible
 
@@ -73,7 +74,12 @@ class Classification(Task):
     def __init__(self, config, world, log, training=True):
         self.config = config
         self.data = build_data(config, world, log.info, training)
-        self.info, self.mixing, self.name = self.data.info, self.data.mixing, self.data.info.name
+        self.info, self.name = self.data.info, self.data.info.name
+
+    @cached_property
+    def mixing(self):
+        """Mixup, CutMix and the loss (data/mixing.py)."""
+        return mixing_of(self.config, self.info.num_classes)
 
     @classmethod
     def network(cls, config, num_classes, in_chans=3):
@@ -84,6 +90,16 @@ class Classification(Task):
     def preparation(cls, config, mean, std):
         """Resized to the model's size, maybe through a larger one and a crop."""
         return EvalTransform(config.DATA.IMG_SIZE, mean, std, config.DATA.INTERPOLATION, config.TEST.CROP)
+
+    @classmethod
+    def sources(cls, config, world, log):
+        """See data.py."""
+        return sources_of(config, world, log)
+
+    @classmethod
+    def transforms(cls, config, info):
+        """See data.py."""
+        return transforms_of(config, info)
 
     def model(self):
         """See `network`."""

@@ -7,7 +7,7 @@ from tasks.backbone import build_feature_maps
 from tasks.base import Headline, Task
 from tasks.classification import check_classes
 from tasks.segmentation.augment import EvalTransform
-from tasks.segmentation.data import build_data
+from tasks.segmentation.data import build_data, sources_of, transforms_of
 from tasks.segmentation.inference import Inference
 from tasks.segmentation.losses import PixelCrossEntropy
 from tasks.segmentation.metrics import SegmentationMeter
@@ -25,6 +25,7 @@ class Segmentation(Task):
 
     headline = Headline("miou", "miou", "mean IoU, %", say, unit="% mIoU")
     one_size = False
+    joint = True
 
     def __init__(self, config, world, log, training=True):
         self.config = config
@@ -46,6 +47,16 @@ class Segmentation(Task):
     def preparation(cls, config, mean, std):
         """Fitted within SEG.SCALE."""
         return EvalTransform(mean, std, config.SEG.SCALE)
+
+    @classmethod
+    def sources(cls, config, world, log):
+        """See data.py."""
+        return sources_of(config, world, log)
+
+    @classmethod
+    def transforms(cls, config, info):
+        """See data.py."""
+        return transforms_of(config, info)
 
     def model(self):
         """See `network`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+import tasks
 from data import split, worker_count
 from data.datasets.folders import FolderImages, image_files
 from data.loaders import BatchReader
@@ -15,7 +16,6 @@ from data.samplers import EvalShare
 from data.samples import EvalSamples, Sample
 from logger import Logger
 from tasks.classification import check_classes
-from tasks.classification.data import sources_of
 from tools.shared.command import not_negative, positive
 from utils.distributed import World
 from utils.errors import ConfigError, DataError, MissingError, listing
@@ -89,7 +89,7 @@ def dataset_parts(loaded, data_path=None, log=None):
     classes are not those of the checkpoint.
     """
     config = data_config(loaded, data_path)
-    sources = sources_of(config, World(loaded.device), (log or console()).info)
+    sources = tasks.find(config.TASK).sources(config, World(loaded.device), (log or console()).info)
     check_classes(list(loaded.class_names), sources.info, loaded.path)
     return split(sources, config.DATA.VAL_SPLIT, config.SEED)
 
