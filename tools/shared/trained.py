@@ -155,9 +155,9 @@ class Predictions:
         return figures(*hits(self.logits, self.labels), len(self.labels), float(self.losses.double().mean()))
 
 
-def asked_for(given, parts, log):
+def asked_for(given, parts, log, known=("classification",)):
     """(LoadedModel, [Batches]) of a command line: the images that it names, else these parts of the run's data."""
-    loaded = load_model(given.checkpoint, given.device, given.weights)
+    loaded = load_model(given.checkpoint, given.device, given.weights, known)
     if given.images:
         chosen = [named_images(given.images, log, loaded.class_names)]
     else:
