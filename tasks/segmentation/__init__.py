@@ -6,13 +6,12 @@ from data.transforms import as_size
 from tasks.backbone import build_feature_maps
 from tasks.base import Headline, Task
 from tasks.classification import check_classes
-from tasks.segmentation import heads
 from tasks.segmentation.augment import EvalTransform
 from tasks.segmentation.data import build_data, sources_of, transforms_of
 from tasks.segmentation.inference import Inference
 from tasks.segmentation.losses import PixelCrossEntropy
 from tasks.segmentation.metrics import SegmentationMeter
-from tasks.segmentation.model import Learner, Segmenter
+from tasks.segmentation.model import Learner, with_heads
 from utils.errors import ConfigError
 
 
@@ -41,10 +40,8 @@ class Segmentation(Task):
     def network(cls, config, num_classes, in_chans=3):
         """The backbone of the configuration with its heads, for so many classes."""
         seg, backbone = config.SEG, build_feature_maps(config, in_chans)
-        sizes = backbone.channels, num_classes
-        decode = heads.find(seg.HEAD)(*sizes, channels=seg.CHANNELS, dropout=seg.DROPOUT)
-        auxiliary = heads.FCN(*sizes, channels=seg.AUX_CHANNELS, dropout=seg.DROPOUT) if seg.AUX_WEIGHT else None
-        return Segmenter(backbone, decode, auxiliary)
+        auxiliary = seg.AUX_CHANNELS if seg.AUX_WEIGHT else 0
+        return with_heads(backbone, num_classes, seg.HEAD, seg.CHANNELS, auxiliary, seg.DROPOUT)
 
     @classmethod
     def preparation(cls, config, mean, std):
