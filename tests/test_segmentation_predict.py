@@ -104,6 +104,12 @@ def test_a_table_has_the_largest_classes(trained, capsys):
     assert line.split()[1:] == [CLASSES[counts.argmax()], f"{100 * counts.max() / counts.sum():.1f}", "%"]
 
 
+def test_names_of_maps_stay_apart():
+    assert predict.map_names(["/a/b/x.png", "/a/c/x.jpg"]) == ["b/x.png", "c/x.png"]
+    assert predict.map_names(["/a/x.png", "/a/x.jpg", "/a/x.png.tif"]) == ["x.png.png", "x.jpg.png", "x.png.tif.png"]
+    assert predict.map_names(["shapes/val[0]", "shapes/val[1]"]) == ["val[0].png", "val[1].png"]
+
+
 def test_what_cannot_be_read_is_left_out(trained, tmp_path, capsys):
     run, photos = trained
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
