@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from utils.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -11,7 +13,7 @@ class Headline:
 
     key: of a meter's row; its best value picks best.pth. column, title: the row's number for plots and tables, and its
     words. say: row -> text for people. counted: the whole numbers that it comes from, which add up over runs, the
-    number of images last; () if there are none.
+    number of images last; () if there are none. unit: what the head of a table's column says the number is.
     """
 
     key: str
@@ -20,6 +22,7 @@ class Headline:
     say: Callable
     higher_is_better: bool = True
     counted: tuple = ()
+    unit: str = ""
 
     def best(self, history):
         """The first of the rows with the best value."""
@@ -54,6 +57,34 @@ class Task(ABC):
     data: Data
     name: str
     one_size = True  # all images of an evaluation have the same size, so that compiling it pays
+    joint = False  # its transforms take an image with its label (data/samples.py)
+
+    @classmethod
+    def network(cls, config, num_classes, in_chans=3):
+        """What `model` gives, for so many classes, without any data: for the tools. Raises ConfigError."""
+        raise ConfigError(f"TASK: {config.TASK} - this tool builds models of classes alone")
+
+    @classmethod
+    def preparation(cls, config, mean, std):
+        """PIL image -> float (C, H, W) as it is evaluated; its `describe()` says how, in lines. Goes with `network`."""
+        raise NotImplementedError
+
+    @classmethod
+    def sources(cls, config, world, log):
+        """The data.Sources of DATA.DATASET, found and listed, no image read: for the tools. Raises RunErrors."""
+        raise ConfigError(f"TASK: {config.TASK} - this tool reads images of classes alone")
+
+    @classmethod
+    def transforms(cls, config, info):
+        """(of training, of evaluation) for the images of `sources`; `info`: the facts about them."""
+        raise NotImplementedError
+
+    @classmethod
+    def given(cls, config, info, data=None):
+        """The task with facts about the data and, if any, loaders that are there already: for the tools."""
+        task = cls.__new__(cls)
+        task.config, task.info, task.data, task.name = config, info, data, info.name
+        return task
 
     @abstractmethod
     def model(self):

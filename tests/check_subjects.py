@@ -9,14 +9,13 @@ from config import load_config
 from models import registry
 from models.vit import ViT
 from tests.tiny import write_config
-from tools.check.__main__ import CHECKS
-from tools.check.subject import Subject
+from tools.check.__main__ import CHECKS, find
 
 
 def subject(folder, *opts, processes=1, seconds=30.0, **changes):
     """The Subject of tests/tiny.py's configuration; `opts` and `changes` as there and in --opts."""
     config, origins = load_config(write_config(folder, **changes), opts)
-    return Subject(config, origins, folder / "report", processes, seconds)
+    return find(config.TASK)(config, origins, folder / "report", processes, seconds)
 
 
 def found(name, of):

@@ -10,9 +10,9 @@ from PIL import Image
 from data import HostBatch
 from tests import check_subjects
 from tests.check_subjects import enter, only, subject
+from tools.check.classification import mixed_rows, one_of_each, shares_text
 from tools.check.cost import Measured, check_cost, line, memory_finding, saved_bytes, time_finding
-from tools.check.model import one_of_each
-from tools.check.recipe import mixed_rows, restored, shares_text
+from tools.check.recipe import restored
 from tools.check.resume import differences
 from tools.shared.steps import changed
 
@@ -84,11 +84,11 @@ def test_the_first_loss_is_that_of_the_images(tmp_path):
     """Against the sum by hand over the same images, one at a time (there is no BatchNorm)."""
     that = subject(tmp_path, "MODEL.DROP_RATE", "0", "MODEL.DROP_PATH_RATE", "0", **SOUND)
     _, text = only("first loss", that)
-    model, samples = that.new_model(that.config), that.plain_samples(that.config)
+    model = that.new_model(that.config)
     losses = []
     for index in range(0, 38):
         if index in {number * 38 // 16 for number in range(16)}:
-            logits = model(samples[index].image[None])[0].tolist()
+            logits = model(that.plain_batch(that.config, [index])[0])[0].tolist()
             losses.append(math.log(sum(map(math.exp, logits))) - logits[index % 4])
     assert f"{sum(losses) / 16:.3f} on 16 images, a fair guess has ln(4) = {math.log(4):.3f}" in text
 
@@ -130,12 +130,10 @@ def test_examples_that_are_not_finite_fail(tmp_path):
 
 def test_pixels_and_shares_in_the_picture_are_the_true_ones(tmp_path):
     that = subject(tmp_path)
-    images = torch.stack([that.plain_samples(that.config)[i].image for i in range(3)])
+    images = that.plain_batch(that.config, range(3))[0]
     pixels = (restored(images, that.info) * 255).round().byte().numpy()
     assert all((pixels[i] == np.asarray(that.parts["train"].load(i))).all() for i in range(3))
-    assert shares_text(torch.tensor([0.25, 0.0, 0.75]), ("ant", "bee", "a name of many letters")) == (
-        "a name of many letters 0.75\nant 0.25"
-    )
+    assert shares_text(torch.tensor([0.25, 0.0, 0.75]), ("ant", "bee", "cat")) == "cat 0.75\nant 0.25"
 
 
 def test_mixing_weights_leave_the_label_smoothing_out(tmp_path):

@@ -198,9 +198,7 @@ def test_broken_training_image(tmp_path, skip, code):  # 32: 24 images, 2 ranks
 def test_broken_validation_image_is_never_skipped(tmp_path):  # 33
     folder = class_folders(tmp_path / "data", count=8)
     (folder / "val" / "cat" / "7.png").write_bytes(b"\x89PNG broken")
-    config = write_config(
-        tmp_path, DATA__DATASET="imagefolder", DATA__DATA_PATH=str(folder), DATA__BAD_IMAGES="skip"
-    )
+    config = write_config(tmp_path, DATA__DATASET="imagefolder", DATA__DATA_PATH=str(folder), DATA__BAD_IMAGES="skip")
     results = run(arguments(config, tmp_path), tmp_path, ranks=2)
     assert [result.code for result in results] == [65, 65]
     assert ["cat/7.png" in line for result in results for line in result.errors] == [True]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import default_config, flat, to_plain
+from config import default_config, flat, load_config, to_plain
 from tests.launch import ROOT
 from tools.shared.published import published
 from tools.sweep.grid import read_grid
@@ -23,7 +23,7 @@ def test_every_cell_of_the_papers_tables_has_its_figure(grid):
     expected = sorted(row[column] for row in content for column in columns if column in row)
     runs = plan(read_grid(ROOT / f"configs/sweeps/{grid}.yaml"), [0], Path("output"))
     found = [published(flat(to_plain(run.config))) for run in runs]
-    assert sorted(reference.accuracy for reference in found) == expected
+    assert sorted(reference.figure for reference in found) == expected
     assert {reference.recipe_differs for reference in found} == {()}
     assert all(reference.source.startswith("arXiv 2407.19394v4, table ") for reference in found)
 
@@ -34,7 +34,7 @@ def test_the_figure_is_that_of_the_model():
     def lookup(grid, name):
         (run,) = [run for run in plan(read_grid(ROOT / f"configs/sweeps/{grid}.yaml"), [0], Path("output"))
                   if run.cell.name == name]  # fmt: skip
-        return published(flat(to_plain(run.config))).accuracy
+        return published(flat(to_plain(run.config))).figure
 
     assert lookup("table1", "cifar100_vit_small_kernels-3_pos_embed-false") == 80.14
     assert lookup("table2", "tiny-imagenet_dw3+5+7") == 64.27
@@ -42,6 +42,15 @@ def test_the_figure_is_that_of_the_model():
     assert lookup("table4", "cifar10_cait_xxs24_span-4") == 96.51
     assert lookup("table5", "cifar100_kernels-3_shift-false") == 83.38
     assert lookup("table6", "swin_tiny-dw3") == 81.73
+
+
+def test_segmentation_has_its_figures_on_ade20k():
+    for variant, miou in (("dwnet_tiny", 45.5), ("dynamic_dwnet_tiny", 45.7), ("dwnet_base", 48.3)):
+        config, _ = load_config(ROOT / f"configs/segmentation/upernet_{variant}_512_ade20k.yaml")
+        config = flat(to_plain(config))
+        assert published(config).figure == miou
+        assert published({**config, "SEG.HEAD": "mlp"}) is None
+        assert published({**config, "MODEL.SHORTCUT.KERNELS": [3]}) is None
 
 
 @pytest.mark.parametrize(
@@ -52,5 +61,5 @@ def test_the_figure_is_that_of_the_model():
 def test_nothing_is_published_for_another_model(changes):
     config = flat(to_plain(default_config()))
     config |= {"MODEL.TYPE": "vit_tiny", "DATA.DATASET": "cifar10", "MODEL.SHORTCUT.KERNELS": [3]}
-    assert published(config).accuracy == 96.41
+    assert published(config).figure == 96.41
     assert published(config | changes) is None

@@ -88,7 +88,7 @@ def test_sizes_are_those_of_mmcv(size, scale):
 def test_normalisation_is_the_recorded_one(recorded):
     image = Image.fromarray(recorded.array("image_rgb"))
     mean, std = ([value / 255 for value in values] for values in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
-    normal = EvalTransform(mean, std).prepared(image)
+    normal = EvalTransform(mean, std)(image)
     assert recorded.difference("normalised", normal.permute(1, 2, 0)) < 1e-5
 
 

@@ -11,7 +11,7 @@ from config import changes_results, difference, flat
 from tools.shared.command import EXITS, command, parser
 from tools.shared.curves import curves_figure
 from tools.shared.figures import check_path, save
-from tools.shared.runs import RunGroup, read_run
+from tools.shared.runs import RunGroup, of_one_task, read_run
 from utils.errors import ConfigError
 
 EXAMPLE = """\
@@ -54,7 +54,7 @@ def _figures(run):
         return run.headline.say(row) + (f", epoch {row['epoch'] + 1}" if "epoch" in row else "")
 
     def points(before, after):
-        return f"{after[name] - before[name]:+.2f} points"
+        return f"{after[name] - before[name]:+.2f}" + " points" * run.headline.unit.startswith("%")
 
     def percent(before, after):
         return f"{100 * (after - before) / before:+.1f} %" if before else ""
@@ -112,7 +112,7 @@ def main(argv):
     top.add_argument("--output", default="compare.png", metavar="FILE", help=".png, .svg or .pdf (%(default)s)")
     options = top.parse_args(argv)
     path = check_path(options.output)
-    a, b = (read_run(Path(folder)) for folder in (options.a, options.b))
+    a, b = of_one_task([read_run(Path(folder)) for folder in (options.a, options.b)])
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path}: the same folder twice; name two runs")
     print(text_of(a, b))

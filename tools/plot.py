@@ -2,6 +2,7 @@
 
 import sys
 
+import tasks
 from tools.shared import behaviour
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.curves import AXES, curves_figure
@@ -58,7 +59,7 @@ def errors(options):
 
 def scales(options):
     """Learned factors of the shortcuts over the depth; prints them."""
-    loaded = [load_model(path, device="cpu") for path in options.checkpoints]
+    loaded = [load_model(path, device="cpu", known=tasks.TASKS) for path in options.checkpoints]
     models = [(one.name, behaviour.learned_scales(one.model)) for one in loaded]
     for name, values in models:
         print(f"{name}: {' '.join(f'{value:.3f}' for value in values) or 'no learned scales'}")

@@ -1,7 +1,8 @@
 """A report of one run or a sweep as one HTML file that opens anywhere: no network, no scripts, pictures inside.
 
-It holds the results over seeds, the curves, the worst errors and confusions (if the checkpoint and the data are within
-reach), learned shortcut scales, and for every configuration its values with their origins, versions and commands.
+It holds the results over seeds, the curves, the worst errors and confusions or, of segments, the IoU of each class and
+the worst images (if the checkpoint and the data are within reach), learned shortcut scales, and for every configuration
+its values with their origins, versions and commands.
 """
 
 import argparse
@@ -9,23 +10,31 @@ import statistics
 import sys
 from pathlib import Path
 
+import torch
+from PIL import Image
+
+import tasks
 from config import flat
 from logger import duration
+from tasks.segmentation.labels import palette
+from tasks.segmentation.metrics import confusion, figures
 from tools.shared import behaviour
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.curves import AXES, label, legend_figure, panels_of, single_figure, with_rows
-from tools.shared.inputs import add_options
-from tools.shared.markup import Markup, details, element, join, page, picture, scrolling, table, thumbnail
+from tools.shared.inputs import Batches, add_options, choose_part, dataset_parts
+from tools.shared.markup import Markup, details, element, html, join, page, picture, scrolling, table, thumbnail
+from tools.shared.overlay import overlay
 from tools.shared.results import write_text
 from tools.shared.runs import differing_keys, parse_groups
+from tools.shared.segments import Segmentations
 from tools.shared.trained import load_model, predict_checkpoint
 from tools.table.formats import part_of_page
 from tools.table.rows import make_rows
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError, DataError, RunError
 from utils.files import storage_errors
-from utils.text import read_text
+from utils.text import read_text, visible
 
-EXAMPLES = """\
+USAGE = """\
 examples:
   python -m tools.report output/vit_tiny/seed0 --data-path DIR
   python -m tools.report output/sweep --output sweep.html --no-examples
@@ -115,7 +124,9 @@ def group_section(group, number, options):
     """Everything about one configuration; `options` is the command line of the report."""
     parts, drawn = [element("h2", group.name, id=f"group-{number}"), runs_table(group)], {}
     if options.examples:
-        drawn[f"Examples: {options.checkpoint} of seed {group.runs[0].seed}"] = _examples
+        drawn[f"Examples: {options.checkpoint} of seed {group.runs[0].seed}"] = EXAMPLES_OF[
+            group.runs[0].config["TASK"]
+        ]
     if group.runs[0].config["MODEL"]["SHORTCUT"]["LEARNED_SCALE"]:
         drawn[f"Learned shortcut scales: {options.checkpoint} of every seed"] = _scales
     for title, draw in drawn.items():
@@ -172,9 +183,61 @@ def _example(predictions, position):
     return element("li", join(image, *lines, element("div", f"{file}, loss {loss:.2f}", class_="quiet")))
 
 
+def _segments(group, number, options):
+    """IoU of each class and the worst images of one checkpoint. Raises RunErrors where it or its data are not there."""
+    loaded = load_model(group.runs[0].checkpoint(options.checkpoint), options.device, known=("segmentation",))
+    images = choose_part(dataset_parts(loaded, options.data_path), "val")
+    names, worst = loaded.class_names, []
+    total = torch.zeros(len(names), len(names), dtype=torch.int64)
+    for position, image, classes in Segmentations(loaded, Batches(loaded, images, workers=options.workers)):
+        labels = images.example(position)[1]
+        counts = confusion(*(torch.from_numpy(each).long() for each in (classes, labels)), len(names))
+        total += counts
+        if counts.any():
+            pictures = [image, *(Image.fromarray(overlay(image, each, len(names))) for each in (labels, classes))]
+            worst.append((figures(counts)["miou"], images.name(position), pictures))
+            worst = sorted(worst, key=lambda entry: entry[0])[: options.count]
+    if not worst:
+        raise DataError(f"{loaded.path}: no pixel of the validation images has a class")
+    said = group.runs[0].headline.say(figures(total))
+    text = f"{said} on the images that the run was validated on, after {loaded.epochs} epochs."
+    rows = [_example_of_segments(names, *entry) for entry in worst]
+    head, title = ("image", "as it is", "true classes", "predicted classes"), "Lowest mean IoU of a single image"
+    return join(element("p", text), iou_table(names, total), element("h4", title), table(head, rows, title))
+
+
+def iou_table(names, counts):
+    """A row for each class in its colour, worst first; counts: int64 (K, K), true class by predicted class."""
+    found, pixels = figures(counts), counts.sum()
+    order = sorted(range(len(names)), key=lambda number: (found["iou"][number] is None, found["iou"][number]))
+    rows = []
+    for number in order:
+        colour = "#{:02x}{:02x}{:02x}".format(*palette(len(names))[number])
+        square = element("span", "■", style=f"color: {colour}", aria_hidden="true")
+        shares = (100 * float(counts.sum(axis)[number] / pixels) for axis in (1, 0))
+        values = (found["iou"][number], found["acc"][number], *shares)
+        texts = (NOTHING if value is None else f"{value:.2f}" for value in values)
+        rows.append([Markup(f"{square} {html(visible(names[number]))}"), *texts])
+    head = ("class", "IoU, %", "found of its pixels, %", "true pixels, % of all", "predicted pixels, % of all")
+    return table(head, rows, "Intersection over union of each class; squares: its colour in the pictures below")
+
+
+def _example_of_segments(names, miou, file, pictures):
+    """A row of the table of images: which it is, and its pictures."""
+    file, cells = "/".join(Path(file).parts[-2:]), []
+    for picture_of, what in zip(pictures, ("", "true classes of ", "predicted classes of "), strict=True):
+        small = picture_of.copy()
+        small.thumbnail((behaviour.THUMBNAIL, behaviour.THUMBNAIL))
+        cells.append(thumbnail(small, what + file))
+    return [f"{file}, mIoU {miou:.1f} %", *cells]
+
+
+EXAMPLES_OF = {"classification": _examples, "segmentation": _segments}  # by TASK
+
+
 def _scales(group, number, options):
     """Learned shortcut scales of every seed. Raises RunErrors where a checkpoint is not there."""
-    loaded = [load_model(run.checkpoint(options.checkpoint), device="cpu") for run in group.runs]
+    loaded = [load_model(run.checkpoint(options.checkpoint), "cpu", known=tasks.TASKS) for run in group.runs]
     models = [(one.name, behaviour.learned_scales(one.model)) for one in loaded]
     text = f"Learned scale of each shortcut of {group.name}, from input to output"
     drawn = element("figure", picture(behaviour.scales_figure(models), text, f"scales-{number}"), class_="wide")
@@ -210,7 +273,7 @@ def _together(dicts):
 @command
 def main(argv):
     """Read the runs, write the report, say where it is."""
-    top = parser("report", __doc__, EXAMPLES + EXITS)
+    top = parser("report", __doc__, USAGE + EXITS)
     top.add_argument("runs", nargs="+", metavar="FOLDER|NAME=FOLDER,...", help="run folders, or folders of run folders")
     top.add_argument("--output", default="report.html", metavar="FILE", help="the .html file (%(default)s)")
     top.add_argument("--baseline", nargs="+", default=[], metavar="NAME",

@@ -1,14 +1,16 @@
 """Classification: one label an image, mixed images and soft targets in training, exact counts in evaluation."""
 
+from functools import cached_property
 from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data.transforms import EvalTransform
 from tasks.backbone import build_model
 from tasks.base import Headline, Task
-from tasks.classification.data import build_data
+from tasks.classification.data import build_data, mixing_of, sources_of, transforms_of
 from utils.errors import MismatchError
 from utils.text import visible
 
@@ -67,16 +69,41 @@ class Accuracy:
 class Classification(Task):
     """Images of classes, from any dataset of the package data."""
 
-    headline = Headline("correct", "accuracy", "validation accuracy, %", counts, counted=("correct", "total"))
+    headline = Headline("correct", "accuracy", "validation accuracy, %", counts, counted=("correct", "total"), unit="%")
 
     def __init__(self, config, world, log, training=True):
         self.config = config
         self.data = build_data(config, world, log.info, training)
-        self.info, self.mixing, self.name = self.data.info, self.data.mixing, self.data.info.name
+        self.info, self.name = self.data.info, self.data.info.name
+
+    @cached_property
+    def mixing(self):
+        """Mixup, CutMix and the loss (data/mixing.py)."""
+        return mixing_of(self.config, self.info.num_classes)
+
+    @classmethod
+    def network(cls, config, num_classes, in_chans=3):
+        """The backbone of the configuration with a head for so many classes."""
+        return build_model(config, num_classes, in_chans)
+
+    @classmethod
+    def preparation(cls, config, mean, std):
+        """Resized to the model's size, maybe through a larger one and a crop."""
+        return EvalTransform(config.DATA.IMG_SIZE, mean, std, config.DATA.INTERPOLATION, config.TEST.CROP)
+
+    @classmethod
+    def sources(cls, config, world, log):
+        """See data.py."""
+        return sources_of(config, world, log)
+
+    @classmethod
+    def transforms(cls, config, info):
+        """See data.py."""
+        return transforms_of(config, info)
 
     def model(self):
-        """The backbone of the configuration with a head for the dataset's classes."""
-        return build_model(self.config, self.info.num_classes, self.info.in_chans)
+        """See `network`."""
+        return self.network(self.config, self.info.num_classes, self.info.in_chans)
 
     def learner(self, model):
         """The model with the loss that fits the mixed targets."""

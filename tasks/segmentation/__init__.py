@@ -6,12 +6,12 @@ from data.transforms import as_size
 from tasks.backbone import build_feature_maps
 from tasks.base import Headline, Task
 from tasks.classification import check_classes
-from tasks.segmentation import heads
-from tasks.segmentation.data import build_data
+from tasks.segmentation.augment import EvalTransform
+from tasks.segmentation.data import build_data, sources_of, transforms_of
 from tasks.segmentation.inference import Inference
 from tasks.segmentation.losses import PixelCrossEntropy
 from tasks.segmentation.metrics import SegmentationMeter
-from tasks.segmentation.model import Learner, Segmenter
+from tasks.segmentation.model import Learner, with_heads
 from utils.errors import ConfigError
 
 
@@ -23,8 +23,9 @@ def say(row):
 class Segmentation(Task):
     """Images with a map of labels each, any backbone, a head on its feature maps."""
 
-    headline = Headline("miou", "miou", "mean IoU, %", say)
+    headline = Headline("miou", "miou", "mean IoU, %", say, unit="% mIoU")
     one_size = False
+    joint = True
 
     def __init__(self, config, world, log, training=True):
         self.config = config
@@ -35,14 +36,31 @@ class Segmentation(Task):
             raise ConfigError(f"SEG.CLASS_WEIGHTS: {len(weights)} numbers for {self.info.num_classes} classes")
         self.data.description += describe_test(config)
 
+    @classmethod
+    def network(cls, config, num_classes, in_chans=3):
+        """The backbone of the configuration with its heads, for so many classes."""
+        seg, backbone = config.SEG, build_feature_maps(config, in_chans)
+        auxiliary = seg.AUX_CHANNELS if seg.AUX_WEIGHT else 0
+        return with_heads(backbone, num_classes, seg.HEAD, seg.CHANNELS, auxiliary, seg.DROPOUT)
+
+    @classmethod
+    def preparation(cls, config, mean, std):
+        """Fitted within SEG.SCALE."""
+        return EvalTransform(mean, std, config.SEG.SCALE)
+
+    @classmethod
+    def sources(cls, config, world, log):
+        """See data.py."""
+        return sources_of(config, world, log)
+
+    @classmethod
+    def transforms(cls, config, info):
+        """See data.py."""
+        return transforms_of(config, info)
+
     def model(self):
-        """The backbone of the configuration with its heads, for the dataset's classes."""
-        seg, classes = self.config.SEG, self.info.num_classes
-        backbone = build_feature_maps(self.config, self.info.in_chans)
-        sizes = backbone.channels, classes
-        decode = heads.find(seg.HEAD)(*sizes, channels=seg.CHANNELS, dropout=seg.DROPOUT)
-        auxiliary = heads.FCN(*sizes, channels=seg.AUX_CHANNELS, dropout=seg.DROPOUT) if seg.AUX_WEIGHT else None
-        return Segmenter(backbone, decode, auxiliary)
+        """See `network`."""
+        return self.network(self.config, self.info.num_classes, self.info.in_chans)
 
     def learner(self, model):
         """The model with the losses of its heads."""

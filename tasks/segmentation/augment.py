@@ -114,20 +114,17 @@ class EvalTransform:
     """Image fitted within `scale` ([] leaves it as it is) and normalised; its labels stay as they are.
 
     `mean` and `std` of pixels in 0..1. Called with a PIL image and labels uint8 (H, W); gives float (3, h, w) and
-    int64 (H, W).
+    int64 (H, W). Without labels the image alone.
     """
 
     def __init__(self, mean, std, scale=()):
         self.mean, self.std, self.scale = list(mean), list(std), list(scale)
 
-    def __call__(self, image, labels):
+    def __call__(self, image, labels=None):
         """See the class."""
-        return self.prepared(image), torch.from_numpy(labels).long()
-
-    def prepared(self, image):
-        """float (3, h, w) of a PIL image."""
         pixels = F.pil_to_tensor(image)
-        return self.normalised(resized(pixels, self.size(*pixels.shape[1:])))
+        prepared = self.normalised(resized(pixels, self.size(*pixels.shape[1:])))
+        return prepared if labels is None else (prepared, torch.from_numpy(labels).long())
 
     def size(self, height, width, ratio=1.0):
         """(h, w) of an image at `ratio` times the scale, or times its own size where there is no scale."""

@@ -3,7 +3,7 @@
 from torch import nn
 
 from models.dense import feature_pyramid
-from tasks.segmentation.heads import FCN, UPerNet
+from tasks.segmentation import heads
 
 
 class Segmenter(nn.Module):
@@ -24,6 +24,14 @@ class Segmenter(nn.Module):
     def forward(self, images):
         """See the class."""
         return self.decode_head(self.backbone(images))
+
+
+def with_heads(backbone, num_classes, head, channels, aux_channels=0, dropout=0.0):
+    """A Segmenter of FeatureMaps and the head that is called so. Without `aux_channels` there is no auxiliary head."""
+    sizes = backbone.channels, num_classes
+    decode = heads.find(head)(*sizes, channels=channels, dropout=dropout)
+    auxiliary = heads.FCN(*sizes, channels=aux_channels, dropout=dropout) if aux_channels else None
+    return Segmenter(backbone, decode, auxiliary)
 
 
 class Learner(nn.Module):
@@ -53,9 +61,9 @@ def official_segmenter(variant, kwargs, state):
 
     backbone = feature_pyramid(variant, **kwargs)
     classes, channels = shape("decode_head.conv_seg")[:2]
-    decode = UPerNet(backbone.channels, classes, channels=channels)
+    decode = heads.UPerNet(backbone.channels, classes, channels=channels)
     auxiliary = None
     if "auxiliary_head.conv_seg.weight" in state:
         classes, channels = shape("auxiliary_head.conv_seg")[:2]
-        auxiliary = FCN(backbone.channels, classes, channels=channels)
+        auxiliary = heads.FCN(backbone.channels, classes, channels=channels)
     return Segmenter(backbone, decode, auxiliary)

@@ -16,14 +16,17 @@ from typing import NamedTuple
 import torch
 
 import config as configuration
+import tasks
 from engine import command_line
+from tools.check.classification import ClassificationSubject
 from tools.check.cost import check_cost
 from tools.check.data import check_classes, check_data, check_images, check_overlap
 from tools.check.keys import check_keys
 from tools.check.model import check_by_heart, check_first_loss, check_gradients, check_model
 from tools.check.recipe import check_examples, check_schedule
 from tools.check.resume import check_resume
-from tools.check.subject import FAILED, OK, WARNING, Subject, failed, warning
+from tools.check.segmentation import SegmentationSubject
+from tools.check.subject import FAILED, OK, WARNING, failed, warning
 from tools.shared.command import command, parser
 from tools.shared.results import write_text
 from utils.errors import ConfigError, RunError, listing, nearest
@@ -43,6 +46,7 @@ missing, 69 device not there, 74 the report could not be written. Errors are one
 """
 
 SECONDS = 50.0
+SUBJECTS = {"classification": ClassificationSubject, "segmentation": SegmentationSubject}  # by TASK
 
 
 class Check(NamedTuple):
@@ -59,12 +63,12 @@ BOTH = ("data", "model")
 
 CHECKS = {  # a new check is a function in a file of this folder and a row here
     "data": Check(check_data, "the dataset is found, its images can be read"),
-    "classes": Check(check_classes, "images per class in every part", ("data",)),
+    "classes": Check(check_classes, "images or pixels per class in every part", ("data",)),
     "overlap": Check(check_overlap, "the same image in training and validation, or twice", ("data",)),
     "images": Check(check_images, "a sample: readable, sizes, mean and deviation", ("data",)),
     "model": Check(check_model, "image, patch and window fit; tokens, parameters", ("data",)),
     "schedule": Check(check_schedule, "the learning rate in effect, as a plot in text", ("data",)),
-    "examples": Check(check_examples, "augmented and mixed images as a picture", ("data",)),
+    "examples": Check(check_examples, "augmented images as a picture", ("data",)),
     "first loss": Check(check_first_loss, "near ln(classes) before training", BOTH, images=6),
     "gradients": Check(check_gradients, "parameters that none reaches", BOTH, images=6),
     "keys": Check(check_keys, "configuration keys without effect", BOTH),
@@ -102,6 +106,14 @@ def parse(argv):
     return arguments
 
 
+def find(task):
+    """The Subject of a TASK. Raises ConfigError for one that there are no checks of."""
+    tasks.find(task)
+    if task not in SUBJECTS:
+        raise ConfigError(f"TASK: {task} - tools.check knows {listing(SUBJECTS)}")
+    return SUBJECTS[task]
+
+
 def findings_of(name, subject, levels):
     """Findings of one check; its errors are findings too, so that the others still have their turn."""
     check = CHECKS[name]
@@ -133,7 +145,7 @@ def main(argv):
     if config.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as main.py
     folder = Path(arguments.folder or f"check/{config.MODEL.NAME}")
-    subject = Subject(config, origins, folder, arguments.processes, arguments.seconds)
+    subject = find(config.TASK)(config, origins, folder, arguments.processes, arguments.seconds)
     lines = [shlex.join(["python", "-m", "tools.check", *argv])]
     lines += [f"PyTorch {torch.__version__}, Python {sys.version.split()[0]}", ""]
     levels = {}  # the worst of each check

@@ -114,8 +114,10 @@ def time_finding(subject, measured):
 
 def epoch_seconds(subject, measured, prepare):
     """(seconds of computation, of one worker to prepare the images) of a process in an epoch with its validation."""
-    batches = subject.batches_per_epoch
-    images, validation = batches * subject.config.DATA.BATCH_SIZE, len(subject.parts["val"]) / subject.processes
+    batches, test = subject.batches_per_epoch, subject.config.TEST
+    evaluations = subject.steps_per_epoch / test.STEPS if test.STEPS else 1 / test.EPOCHS
+    validation = evaluations * subject.evaluation_work * len(subject.parts["val"]) / subject.processes
+    images = batches * subject.config.DATA.BATCH_SIZE
     compute = (images + validation * FORWARD_SHARE) * measured.image_seconds + batches * measured.fixed_seconds
     return compute, images * prepare
 

@@ -5,11 +5,9 @@ from itertools import combinations
 
 import numpy as np
 
-from tools.check.subject import failed, ok, spread, stack, warning
-from utils.errors import DataError, MissingError, listing
+from tools.check.subject import failed, ok, spread, warning
+from utils.errors import DataError, MissingError
 
-IMBALANCE = 10  # images of the largest class for one of the smallest, above which it is worth a word
-FEW = 100  # validation images below which an accuracy says little
 OVERLAP_SHARE = 0.15  # of the time, for comparing images
 MOST_SHARED = 0.01  # of the compared validation images that may be in the training set too
 PIXELS_SHARE = 0.05  # of the time, for looking at pixels, for each part
@@ -20,7 +18,7 @@ SHIFT, RATIO = 0.5, 2.0  # normalised pixels may have their mean so far from 0, 
 def check_data(subject):
     """Find and list the dataset and read one image of every part."""
     for part in subject.parts:
-        stack(subject.plain_samples(subject.config, part), [0])
+        subject.plain_batch(subject.config, [0], part)
     info = subject.info
     sizes = ", ".join(f"{len(images):,} in {name}" for name, images in subject.parts.items())
     images, batch = len(subject.parts["train"]), subject.config.DATA.BATCH_SIZE * subject.processes
@@ -31,25 +29,8 @@ def check_data(subject):
 
 
 def check_classes(subject):
-    """Images per class, in every part."""
-    names, findings, sizes = subject.info.class_names, [], {}
-    for part, images in subject.parts.items():
-        counts = np.bincount(images.labels, minlength=len(names))
-        few, many, total = counts.min(), counts.max(), counts.sum()
-        sizes[part] = f"{few:,}" if few == many else f"{few:,} to {many:,}"
-        if few == 0:
-            empty = [names[label] for label in np.flatnonzero(counts == 0)]
-            findings.append(failed(f"{part}: no image of {listing(empty, 5)}", "remove the class or add images"))
-            continue
-        if many > IMBALANCE * few:
-            large, small = names[counts.argmax()], names[counts.argmin()]
-            advice = f"always answering {large!r} is right in {100 * many / total:.1f} %"
-            findings.append(warning(f"{part}: {many:,} images of {large!r} but {few:,} of {small!r}", advice))
-        if part != "train" and total < FEW:
-            advice = f"an accuracy has a standard error of up to {50 / total**0.5:.0f} points"
-            findings.append(warning(f"{part}: only {total} images", advice))
-    each = f"{sizes['train']} images each to train: {listing(names, 5)}"
-    return findings or [ok(f"the same {len(names)} in every part, {each}")]
+    """Images or pixels per class, in every part."""
+    return subject.class_findings()
 
 
 def check_overlap(subject):

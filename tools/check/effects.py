@@ -17,6 +17,7 @@ from utils.errors import RunError
 
 POINTS = 97  # of the schedule that are compared
 MOST_TRIES = 3  # other values that are tried
+FEW = 16  # numbers of a tensor that count by their values: means and deviations, not weights
 PLAIN = (bool, int, str, bytes, type(None), torch.dtype, torch.device)
 TORCH_OWN = set(vars(nn.Module()))  # hooks and the like; parameters, buffers and children are listed by name
 
@@ -43,8 +44,8 @@ class Effects:
     def outcome(self, config):
         """Everything that a run of the configuration is made of, as comparable facts."""
         subject = self.subject
-        mixing, schedule = subject.mixing(config), subject.schedule(config)
-        key = repr((config.MODEL, config.AMP, config.TRAIN.USE_CHECKPOINT))
+        schedule = subject.schedule(config)
+        key = repr((config.MODEL, config.SEG, config.AMP, config.TRAIN.USE_CHECKPOINT))
         if key not in self.models:  # built once for all configurations that differ in what it is not made of
             self.models[key] = subject.hollow_model(config)
         model, average = self.models[key], config.TRAIN.EMA.ENABLE
@@ -53,9 +54,8 @@ class Effects:
             group = {name: value for name, value in group.items() if name not in ("params", "lr")}
             options |= dict.fromkeys(group.pop("names"), facts(group))
         return {
-            "images": facts([transform.transforms for transform in subject.transforms(config)]),
-            "mixing": [mixing.describe(), facts(mixing.criterion)],
-            "model": facts(model),
+            "recipe": subject.recipe(config),
+            "model": facts(subject.given(config).learner(model)),
             "optimizer": [type(optimizer).__qualname__, options],
             "schedule": [f"{schedule(step * schedule.total_steps // POINTS):.9g}" for step in range(POINTS)],
             "scaling": config.TRAIN.LR_SCALING,  # may be 1 with this batch, but is a rule for all of them
@@ -89,13 +89,15 @@ def _candidates(value):
 
 
 def facts(thing, above=()):
-    """Objects as nested tuples of plain values; tensors count by shape and type, objects by class and attributes."""
+    """Objects as nested tuples of plain values; tensors count by shape and type, short ones also by their values,
+    objects by class and attributes."""
     if isinstance(thing, PLAIN):
         return thing
     if isinstance(thing, float):
         return f"{thing:.12g}"
     if isinstance(thing, torch.Tensor):
-        return (tuple(thing.shape), str(thing.dtype), thing.requires_grad)
+        few = thing.numel() <= FEW and not thing.is_meta
+        return (tuple(thing.shape), str(thing.dtype), thing.requires_grad, facts(thing.tolist()) if few else ())
     if id(thing) in above:
         return "one of those above"
     above = (*above, id(thing))

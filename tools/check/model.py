@@ -2,18 +2,16 @@
 
 import math
 
-import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from models.shortcut import DWShortcut
 from models.weights.pretrained import load_pretrained
-from tools.check.subject import TrialSteps, failed, ok, spread, stack, warning
+from tools.check.subject import TrialSteps, failed, ok, spread, warning
 from utils.errors import listing
 from utils.flops import count_macs
 
 FEWEST = 16  # tokens in the first level below which there is little for attention to do
-WITHOUT_DROPOUT = {"MODEL.DROP_RATE": 0.0, "MODEL.DROP_PATH_RATE": 0.0, "AMP.ENABLE": False}
+WITHOUT_DROPOUT = {"MODEL.DROP_RATE": 0.0, "MODEL.DROP_PATH_RATE": 0.0, "SEG.DROPOUT": 0.0, "AMP.ENABLE": False}
 
 GUESSES = 16  # images of the first loss
 USUAL, MOST = 0.5, 1.5  # how far the first loss may be from ln(classes): usual in the families here; too far
@@ -24,19 +22,16 @@ CLASS_TOKEN = (
     "of a model that classifies by its class token; kept, because they count in the published parameters"
 )
 
-BATCH = 8  # images to be learnt by heart, of different classes as far as there are so many
-SHARE = 0.4  # of the time
-NEAR_ZERO = 0.05  # of ln(classes): the loss below which the batch counts as learnt
-LEARNING_RATE, CLIP = 1e-3, 1.0  # of AdamW without weight decay, constant: measured, see docs/check.md
-STEPS, ENOUGH = 200, 25  # most steps, and those after which a loss that has not fallen is a failure
-FALLEN = 0.7  # of the first loss
+SHARE = 0.4  # of the time, for learning by heart
+CLIP, STEPS = 1.0, 200  # of the gradients; most steps
+FALLEN = 0.7  # of the first loss, or of that of a blind answer: a loss below has fallen
 
 
 def check_model(subject):
     """Build it (a ConfigError says what does not fit and the nearest sizes that do) and count."""
     model, (height, width) = subject.hollow_model(subject.config), subject.img_size
-    reductions = [level["reduction"] for level in getattr(model, "feature_info", [])]
-    grids = [(height // reduction, width // reduction) for reduction in reductions]
+    reductions = [level["reduction"] for level in getattr(getattr(model, "body", model), "feature_info", [])]
+    grids = [(-(-height // reduction), -(-width // reduction)) for reduction in reductions]
     shown = ", ".join(dict.fromkeys(f"{rows}x{columns}" for rows, columns in grids))
     shown = f", {shown} tokens" if shown else ""
     if grids and math.prod(grids[0]) < FEWEST:
@@ -59,7 +54,7 @@ def check_first_loss(subject):
     indices = spread(len(subject.parts["train"]), GUESSES)
     model, images, labels = _plain(subject, indices)
     with torch.no_grad():
-        loss = cross_entropy(model(images), labels).item()
+        loss = subject.plain_loss(model(images), labels).item()
     fair = math.log(subject.info.num_classes)
     text = f"{loss:.3f} on {len(indices)} images, a fair guess has ln({subject.info.num_classes}) = {fair:.3f}"
     if not math.isfinite(loss) or abs(loss - fair) > MOST:
@@ -71,9 +66,9 @@ def check_first_loss(subject):
 
 
 def _plain(subject, indices):
-    """(model without dropout, images and labels of the training set as for evaluation), at the trial's size."""
+    """(model without dropout, images and labels of the training set without augmentation), at the trial's size."""
     config = subject.at_trial_size(WITHOUT_DROPOUT)
-    batch = stack(subject.plain_samples(config), indices)
+    batch = subject.plain_batch(config, indices)
     return subject.new_model(config), *(tensor.to(subject.world.device) for tensor in batch)
 
 
@@ -133,33 +128,26 @@ def living_shortcuts(model, dead):
 
 def check_by_heart(subject):
     """Train on one batch alone, without augmentation, mixing, dropout, smoothing and decay, until its loss is gone."""
-    model, images, labels = _plain(subject, one_of_each(subject.parts["train"].labels, BATCH))
-    target = NEAR_ZERO * math.log(subject.info.num_classes)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0), []
+    how = subject.by_heart
+    model, images, labels = _plain(subject, subject.various(how.images))
+    blind = subject.blind_loss(labels)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=how.rate, weight_decay=0.0), []
     for _ in subject.until(SHARE, range(STEPS + 1)):  # the last one only to measure
-        loss = cross_entropy(model(images), labels)
+        loss = subject.plain_loss(model(images), labels)
         losses.append(loss.item())
-        if losses[-1] <= target or not math.isfinite(losses[-1]):
+        if losses[-1] <= how.near_zero * blind or not math.isfinite(losses[-1]):
             break
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
     text = f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses) - 1} steps on {len(labels)} images"
-    text += f" of {len(set(labels.tolist()))} classes{subject.trial.remark}"
-    if losses[-1] <= target:
-        return [ok(f"{text} (wanted: {target:.3f}, {NEAR_ZERO:.0%} of ln(classes))")]
-    if min(losses) <= FALLEN * losses[0]:
-        return [warning(f"{text}, on its way to {target:.3f} when the time was up", "--seconds gives more")]
-    if len(losses) > ENOUGH:
+    text += f" of {len(subject.classes_of(labels))} classes{subject.trial.remark}"
+    if losses[-1] <= how.near_zero * blind:
+        return [ok(f"{text} (wanted: {how.near_zero * blind:.3f}, {how.near_zero:.0%} of {how.name})")]
+    if min(losses) <= FALLEN * min(losses[0], blind):
+        text += f", on its way to {how.near_zero * blind:.3f} when the time was up"
+        return [warning(text, "--seconds gives more")]
+    if len(losses) > how.enough:
         return [failed(text, "it does not learn even these: look at gradients, labels and the forward pass")]
     return [warning(f"{text}: too few steps to tell on this device", "--seconds gives more, --device another")]
-
-
-def one_of_each(labels, count):
-    """`count` indices, from as many classes as possible, spread over the classes."""
-    order = np.argsort(labels, kind="stable")
-    rank = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])  # place of an image in its class
-    by_turns = order[np.lexsort((labels[order], rank))]  # the first of every class, then the second of every class
-    pool = by_turns[: max(count, len(np.unique(labels)))]
-    return [int(pool[place]) for place in spread(len(pool), count)]

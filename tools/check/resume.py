@@ -102,7 +102,7 @@ def shortened(subject, folder):
             "MODEL.NUM_CLASSES": 0,
             "MODEL.PRETRAINED": "",
             "MODEL.RESUME": "",
-            "DATA.DATASET": f"fake:train={images},val=2,classes=2",
+            **subject.rehearsal(images),
             "DATA.IMG_SIZE": list(subject.trial.size),
             "DATA.BATCH_SIZE": BATCH,
             "DATA.NUM_WORKERS": 0,

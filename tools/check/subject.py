@@ -7,19 +7,19 @@ from typing import NamedTuple
 
 import torch
 
+import tasks
 from data import HostBatch, check_classes, facts_of, split
 from data.loaders import BatchReader, TrainLoader
 from data.samplers import TrainBatches
-from data.samples import EvalSamples, TrainSamples
+from data.samples import TrainSamples, collate
 from data.transforms import as_size
 from engine.throughput import endless, timed
 from engine.train import steps_per_epoch
 from lr_scheduler import build_scheduler
-from tasks.backbone import build_model
-from tasks.classification.data import mixing_of, sources_of, transforms_of
-from tools.shared.steps import GivenTask, Steps, changed
+from tasks.base import Data
+from tools.shared.steps import Steps, changed
 from utils.distributed import World, choose_device
-from utils.errors import ConfigError
+from utils.errors import ConfigError, RunError
 from utils.flops import count_macs
 from utils.seed import seed_all
 
@@ -50,6 +50,21 @@ warning = partial(Finding, WARNING)  # worth knowing; does not fail the check
 failed = partial(Finding, FAILED)  # to be mended before a run is started
 
 
+class ByHeart(NamedTuple):
+    """What is to be learnt by heart, and how; measured, see docs/check.md.
+
+    images: of one batch; rate: of AdamW without weight decay, constant; near_zero: share of the loss of the best answer
+    that looks at no image, below which the batch counts as learnt, and its name; enough: steps after which a loss that
+    has not fallen is a failure.
+    """
+
+    images: int
+    rate: float
+    near_zero: float
+    name: str
+    enough: int
+
+
 class Trial(NamedTuple):
     """How large the images are that the checks compute with: the run's, or smaller where that would take too long here.
 
@@ -66,6 +81,9 @@ class Trial(NamedTuple):
 class Subject:
     """A frozen configuration with its origins, and lazily everything that the checks need of it.
 
+    What is the task's stands in a class for each (classification.py, segmentation.py): `by_heart`, `evaluation_work`,
+    `plain_batch`, `plain_loss`, `blind_loss`, `various`, `recipe`, `rehearsal`, `class_findings` and `examples`.
+
     folder: where the picture is written. processes: how many the run will have; the checks have one.
     seconds: for all checks together; a check takes its share of it. Everything raises RunErrors as a run would.
     """
@@ -76,6 +94,7 @@ class Subject:
         self.end = time.perf_counter() + seconds
         self.world = World(choose_device(config.DEVICE))  # this process alone
         self.img_size = as_size(config.DATA.IMG_SIZE)
+        self.task = tasks.find(config.TASK)  # the class
 
     # Time
 
@@ -135,7 +154,7 @@ class Subject:
     @cached_property
     def sources(self):
         """The dataset, found and listed, no image read."""
-        sources = sources_of(self.config, self.world, print)
+        sources = self.task.sources(self.config, self.world, print)
         check_classes(sources, self.config.MODEL.NUM_CLASSES)
         return sources
 
@@ -147,36 +166,36 @@ class Subject:
     @cached_property
     def info(self):
         """The DatasetInfo of a run: sizes, mean and standard deviation in effect."""
-        return facts_of(self.sources.info, self.parts, self.config.DATA.MEAN, self.config.DATA.STD)
+        return self.info_of(self.config)
+
+    def info_of(self, config):
+        """The DatasetInfo under another configuration for the same data."""
+        return facts_of(self.sources.info, self.parts, config.DATA.MEAN, config.DATA.STD)
 
     def transforms(self, config):
         """(of training, of evaluation), as a configuration for the same data asks for them."""
-        return transforms_of(config, facts_of(self.sources.info, self.parts, config.DATA.MEAN, config.DATA.STD))
+        return self.task.transforms(config, self.info_of(config))
 
-    def train_samples(self, config):
-        """Augmented training images of a configuration, by (epoch, index)."""
+    def train_samples(self, config, part="train"):
+        """Augmented images of a configuration, by (epoch, index)."""
         transform, skip_bad = self.transforms(config)[0], config.DATA.BAD_IMAGES == "skip"
-        return TrainSamples(self.parts["train"], transform, config.SEED, skip_bad)
-
-    def plain_samples(self, config, part="train"):
-        """Images of a part as they are evaluated, by index."""
-        return EvalSamples(self.parts[part], self.transforms(config)[1])
-
-    def mixing(self, config):
-        """Mixup, CutMix and the loss."""
-        return mixing_of(config, self.info.num_classes)
+        return TrainSamples(self.parts[part], transform, config.SEED, skip_bad, self.task.joint)
 
     # Model and recipe
+
+    def given(self, config, train=None):
+        """The task of a configuration for the same data, with a training loader that is there already."""
+        return self.task.given(config, self.info_of(config), Data(train, None, None, []))
 
     def new_model(self, config):
         """The model with its initial weights, on the device, in training mode."""
         seed_all(config.SEED, "weights")
-        return build_model(config, self.info.num_classes, self.info.in_chans).to(self.world.device)
+        return self.given(config).model().to(self.world.device)
 
     def hollow_model(self, config):
         """The model without values, which costs a moment and no memory."""
         with torch.device("meta"):
-            return build_model(config, self.info.num_classes, self.info.in_chans)
+            return self.given(config).model()
 
     @property
     def global_batch(self):
@@ -210,7 +229,7 @@ class TrialSteps(Steps):
         config = subject.at_trial_size({"DATA.BATCH_SIZE": self.batch, **usual, **changes})
         samples = subject.train_samples(config)
         sampler = TrainBatches(len(samples), self.batch, 0, 1, config.SEED)
-        task = GivenTask(subject.mixing(config), TrainLoader(BatchReader(samples), sampler))
+        task = subject.given(config, TrainLoader(BatchReader(samples), sampler))
         self.batches = endless(task.data.train)
         super().__init__(config, subject.world, task, subject.new_model(config))
 
@@ -233,12 +252,11 @@ def macs_per_second(device, side=512, repeats=8):
 
 
 def stack(samples, keys):
-    """(images (B, 3, H, W), labels (B,)) of samples by their keys. Raises the RunError of one that cannot be read."""
-    found = [samples[key] for key in keys]
-    for sample in found:
-        if isinstance(sample, Exception):
-            raise sample
-    return torch.stack([sample.image for sample in found]), torch.tensor([sample.label for sample in found])
+    """(images (B, 3, H, W), labels (B, ...)) of samples by keys. Raises the RunError of one that cannot be read."""
+    batch = collate([samples[key] for key in keys])
+    if isinstance(batch, RunError):
+        raise batch
+    return batch.images, batch.labels
 
 
 def spread(count, most):

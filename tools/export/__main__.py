@@ -12,9 +12,12 @@ Input `images` float32 (batch, channels, height, width), prepared as for evaluat
 class names, normalisation and sizes, too. Beside it FILE.md is written, a model card: architecture, cost, recipe,
 accuracy as counts, preprocessing and how to load it.
 
-What was written is loaded again and compared with the model in PyTorch on random images at batch 1, 8 and 3: the
-largest difference may be 1e-4 (times the largest logit where that exceeds 1). Otherwise nothing is left behind and the
-exit code is 70. Then both are timed, in turns.
+Of a segmentation run the model with its decode head is written: scores of each pixel, at the images' size (safetensors:
+as the head gives them). Height and width are free, but in a program, which takes the size of the run's crops.
+
+What was written is loaded again and compared with the model in PyTorch on random images at batch 1, 8 and 3, where the
+size is free at another one, too: the largest difference may be 1e-4 (times the largest logit where that exceeds 1).
+Otherwise nothing is left behind and the exit code is 70. Then both are timed, in turns.
 
   python -m tools.export output/demo/digits_shortcut/seed0 --to onnx
   python -m tools.export best.pth --to safetensors --output model.safetensors
@@ -29,11 +32,12 @@ from pathlib import Path
 import torch
 import yaml
 
+import tasks
 from config import to_plain
 from engine.resume import choose_weights
 from models import get_variant, list_variants
-from tasks.classification import counts
-from tools.export.formats import FORMATS, ExportError, facts
+from tasks.segmentation import describe_test
+from tools.export.formats import FORMATS, ExportError, exported, facts
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.inputs import add_options, console
 from tools.shared.results import result_path, write_text, write_whole
@@ -73,26 +77,39 @@ def batch_size(text):
     return None if text == "dynamic" else int(text)
 
 
-def test_images(loaded, batch):
-    """Random images (batch, C, H, W), always the same ones."""
+def cases(loaded, form, batch):
+    """[(batch, (height, width)), ...] at which a file is compared; batch: the only one, or None.
+
+    Scores of pixels are large, so there are fewer images of them.
+    """
+    segments, (height, width) = loaded.config.TASK == "segmentation", loaded.img_size
+    found = [(number, loaded.img_size) for number in ([batch] if batch else BATCHES[::2] if segments else BATCHES)]
+    if segments and form.any_size:
+        found.append((batch or 1, (5 * height // 4 + 1, 3 * width // 4 + 2)))  # smaller and larger, seldom divisible
+    return found
+
+
+def test_images(loaded, batch, size):
+    """Random images (batch, C, *size), always the same ones."""
     generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, len(loaded.mean), *loaded.img_size, generator=generator)
+    return torch.randn(batch, len(loaded.mean), *size, generator=generator)
 
 
 @torch.inference_mode()
-def compare(loaded, exported, batches):
-    """{batch: largest difference of a logit}. Raises ExportError if one is above the tolerance, or not a number."""
+def compare(loaded, exported, found):
+    """{case: largest difference of a logit} of `cases`. Raises ExportError if one is too large, or not a number."""
     differences = {}
-    for batch in batches:
-        images = test_images(loaded, batch)
-        expected, found = loaded.model(images), exported(images)
-        if found.shape != expected.shape:
-            raise ExportError(f"at batch {batch} the file gives {tuple(found.shape)}, torch {tuple(expected.shape)}")
-        differences[batch] = float((found - expected).abs().max())
+    for batch, size in found:
+        images, case = test_images(loaded, batch, size), f"at batch {batch}"
+        case += f" of {size[0]}x{size[1]}" if loaded.config.TASK == "segmentation" else ""
+        expected, given = loaded.model(images), exported(images)
+        if given.shape != expected.shape:
+            raise ExportError(f"{case} the file gives {tuple(given.shape)}, torch {tuple(expected.shape)}")
+        differences[case] = float((given - expected).abs().max())
         allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-        if not differences[batch] <= allowed:
+        if not differences[case] <= allowed:
             raise ExportError(
-                f"at batch {batch} the file's logits differ from torch's by {differences[batch]:.1e}, "
+                f"{case} the file's logits differ from torch's by {differences[case]:.1e}, "
                 f"{allowed:.0e} is allowed; nothing is written"
             )
     return differences
@@ -103,7 +120,7 @@ def benchmark(loaded, exported, runtime, batches, repeats):
     """One line per batch size: median milliseconds per image of file and model, called in turns."""
     threads = torch.get_num_threads()
     for batch in batches:
-        images, seconds = test_images(loaded, batch), {loaded.model: [], exported: []}
+        images, seconds = test_images(loaded, batch, loaded.img_size), {loaded.model: [], exported: []}
         for _ in range(repeats + 1):
             for function, times in seconds.items():
                 start = time.perf_counter()
@@ -123,16 +140,17 @@ def model_card(loaded, form, file, batch, weights):
     environment = (read_run(folder).environment or {}) if is_run(folder) else {}
     unknown = "unknown (the checkpoint does not lie in its run folder)"
     channels, (height, width), variant = len(loaded.mean), loaded.img_size, loaded.config.MODEL.TYPE
+    shapes = input_and_output(loaded, form, batch)
     rows = {
         "file": f"`{file}`",
         "architecture": variant + (f" ({get_variant(variant).source})" if variant in list_variants() else ""),
         "arguments": f"`{facts(loaded)['kwargs']}`",
         "parameters": f"{sum(parameter.numel() for parameter in loaded.model.parameters()):,}",
         "multiply-accumulates": f"{count_macs(loaded.model, loaded.img_size)['total']:,} an image, as fvcore counts",
-        "input": f"`images`: float32 ({batch or 'any batch'}, {channels}, {height}, {width})",
-        "output": f"`logits`: float32 ({batch or 'batch'}, {len(loaded.class_names)})",
+        "input": f"`images`: float32 ({shapes[0]})",
+        "output": f"`logits`: float32 ({shapes[1]})",
         "trained on": f"{loaded.config.DATA.DATASET}, {len(loaded.class_names)} classes",
-        "accuracy": accuracy(loaded, weights),
+        headline_of(loaded).column: accuracy(loaded, weights),
         "commit of the training code": environment.get("commit", unknown),
         "commit of the exporting code": git_commit(ROOT),
         "licence": "not known: nothing in the checkpoint states one; ask whoever trained it, and see the data's terms",
@@ -141,7 +159,8 @@ def model_card(loaded, form, file, batch, weights):
     steps = "\n".join(f"{number}. {line}" for number, line in enumerate(loaded.transform.describe(), start=1))
     usage = form.usage.format(file=file, shape=f"{batch or 1}, {channels}, {height}, {width}")
     classes = ", ".join(f"{number}: {name}" for number, name in enumerate(loaded.class_names))
-    recipe = {name: value for name, value in to_plain(loaded.config).items() if name in RECIPE}
+    sections = RECIPE + ("TASK", "SEG") * (loaded.config.TASK == "segmentation")
+    recipe = {name: value for name, value in to_plain(loaded.config).items() if name in sections}
     for section in ("DATA", "MODEL"):
         recipe[section] |= {key: Path(value).name for key, value in recipe[section].items() if key in PATHS and value}
     return f"""\
@@ -153,7 +172,7 @@ def model_card(loaded, form, file, batch, weights):
 
 ## Preprocessing
 
-Of an upright RGB image; `ToTensor` divides by 255 and puts the channels first.
+Of an upright RGB image; its values are divided by 255, its channels come first.
 
 {steps}
 
@@ -173,6 +192,22 @@ Of an upright RGB image; `ToTensor` divides by 255 and puts the channels first.
 {yaml.safe_dump(recipe, sort_keys=False).rstrip()}
 ```
 """
+
+
+def input_and_output(loaded, form, batch):
+    """The shapes of `images` and of `logits`, in words."""
+    size, classes = "{}, {}".format(*loaded.img_size), len(loaded.class_names)
+    images, logits = f"{batch or 'any batch'}, {len(loaded.mean)}, ", f"{batch or 'batch'}, {classes}"
+    if loaded.config.TASK != "segmentation":
+        return images + size, logits
+    if not form.any_size:
+        return images + size, f"{logits}, {size}"
+    return f"{images}any height, any width", f"{logits}, {'height, width' if form.alone else 'those of the head'}"
+
+
+def headline_of(loaded):
+    """The Headline of its task."""
+    return tasks.find(loaded.config.TASK).headline
 
 
 def accuracy(loaded, weights):
@@ -195,7 +230,8 @@ def accuracy(loaded, weights):
     epochs, steps = f"epoch {last['epoch'] + 1} of {train.EPOCHS}", f"step {last['step']} of {train.STEPS}"
     when = f"after {steps if train.STEPS else epochs}"
     chosen = "; the epoch was chosen by this figure" if loaded.path.name == checkpoint.BEST else ""
-    return f"{counts(history[-1])} on {images}, {when}{chosen}"
+    how = "".join(f"; {line}" for line in describe_test(loaded.config)) if loaded.config.TASK == "segmentation" else ""
+    return f"{headline_of(loaded).say(history[-1])} on {images}, {when}{chosen}{how}"
 
 
 @command
@@ -203,21 +239,22 @@ def main(argv):
     """The whole export; raises RunError."""
     given = parse(argv)
     form = FORMATS[given.to]
-    loaded = load_model(given.checkpoint, "cpu", given.weights)
+    loaded = exported(load_model(given.checkpoint, "cpu", given.weights, tasks.TASKS), form)
     path = result_path(given.output or f"{loaded.name.replace('/', '_')}{form.ending}", (form.ending,))
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
         raise ConfigError(f"--output {path}: the libraries of this format take names in UTF-8 only")
     console().info(f"exporting {loaded.config.MODEL.TYPE} to {given.to}; a large model takes minutes")
     write = form.prepare(loaded, given.batch)
     differences = {}
-    batches = (given.batch,) if given.batch else BATCHES
-    write_whole(path, write, lambda temporary: differences.update(compare(loaded, form.open(temporary), batches)))
+    compared = cases(loaded, form, given.batch)
+    write_whole(path, write, lambda temporary: differences.update(compare(loaded, form.open(temporary), compared)))
     write_text(f"{path}.md", model_card(loaded, form, path.name, given.batch, given.weights))
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB), {path}.md")
-    listed = ", ".join(f"{difference:.1e} at batch {batch}" for batch, difference in differences.items())
+    listed = ", ".join(f"{difference:.1e} {case}" for case, difference in differences.items())
     print(f"checked: largest difference from torch {listed}")
     if given.to != "safetensors":  # that would be the same code twice
-        benchmark(loaded, form.open(path), form.runtime, batches[:2], given.repeats)
+        timed = [batch for batch, size in compared if size == loaded.img_size][:2]
+        benchmark(loaded, form.open(path), form.runtime, timed, given.repeats)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,18 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 import models
+from models.dense import feature_pyramid
 from models.dwnet import DynamicConv, InhomogeneousConv
 from tasks.backbone import model_keywords
+from tasks.segmentation.inference import whole
+from tasks.segmentation.model import Segmenter, with_heads
 from tools.shared.command import need
 from utils.errors import ConfigError, RunError
 
 EXAMPLE_BATCH = 2  # traced; one image would be taken for a constant
+# Traced where height and width are free: a size that nothing divides, at any stride up to 32, so that all the padding
+# to whole patches, pairs and windows is in the graph. What is exported is compared at other sizes.
+EXAMPLE_SIZE = (65, 129)
 LARGEST_ONNX = 2**31 - 2**20  # bytes of weights; a protobuf file ends at 2 GiB
 INPUT, OUTPUT = "images", "logits"
 
@@ -37,7 +43,9 @@ class Format:
     """prepare(loaded, batch) -> write(path); open(path) -> function of images (B, C, H, W), a tensor, giving logits.
 
     batch: None for any batch size, or the only one. runtime: who computes. usage: Python lines that load `{file}` and
-    turn images of `{shape}` into `logits` and `class_names`.
+    turn images of `{shape}` into `logits` and `class_names`. any_size: whether a segmentation model in it takes images
+    of any height and width, as the model itself does. alone: whether the file works without this project; then scores
+    of pixels have the size of the images.
     """
 
     ending: str
@@ -45,11 +53,35 @@ class Format:
     prepare: Callable
     open: Callable
     usage: str
+    any_size: bool = True
+    alone: bool = True
+
+
+def exported(loaded, form):
+    """The LoadedModel with the module that goes into a file of this Format: the head for training alone does not."""
+    if loaded.config.TASK != "segmentation":
+        return loaded
+    model = Segmenter(loaded.model.backbone, loaded.model.decode_head)
+    return replace(loaded, model=(AtImageSize(model) if form.alone else model).eval())
+
+
+class AtImageSize(nn.Module):
+    """A Segmenter whose scores have the size of the images: (B, C, H, W) -> (B, K, H, W)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        """See the class."""
+        return whole(self.model, images)
 
 
 def facts(loaded):
     """{name: text} that stands in every file: values other than `variant` are JSON."""
-    keywords = model_keywords(loaded.config, len(loaded.class_names), len(loaded.mean))
+    config, classes = loaded.config, len(loaded.class_names)
+    segments = config.TASK == "segmentation"
+    keywords = model_keywords(config, 0 if segments else classes, len(loaded.mean))
     keywords = {key: value for key, value in keywords.items() if key not in ("pretrained", "use_checkpoint")}
     keywords["shortcut"] = {key: value for key, value in keywords["shortcut"].items() if key != "impl"}
     values = {
@@ -58,16 +90,21 @@ def facts(loaded):
         "img_size": loaded.img_size,
         "mean": loaded.mean,
         "std": loaded.std,
-        "interpolation": loaded.config.DATA.INTERPOLATION,
-        "crop": loaded.config.TEST.CROP,
     }
-    return {"variant": loaded.config.MODEL.TYPE} | {name: json.dumps(value) for name, value in values.items()}
+    if segments:
+        values |= {"head": {"head": config.SEG.HEAD, "channels": config.SEG.CHANNELS}, "scale": config.SEG.SCALE}
+    else:
+        values |= {"interpolation": config.DATA.INTERPOLATION, "crop": config.TEST.CROP}
+    return {"variant": config.MODEL.TYPE} | {name: json.dumps(value) for name, value in values.items()}
 
 
-def example(loaded, batch):
+def example(loaded, batch, any_size=False):
     """Keywords of torch's exporters: images that are traced, and which of their sizes is free; batch None: any."""
-    images = torch.zeros(batch or EXAMPLE_BATCH, len(loaded.mean), *loaded.img_size)
-    return {"args": (images,), "dynamic_shapes": None if batch else ({0: torch.export.Dim("batch")},)}
+    size = EXAMPLE_SIZE if any_size else loaded.img_size
+    images = torch.zeros(batch or EXAMPLE_BATCH, len(loaded.mean), *size)
+    free = {} if batch else {0: torch.export.Dim("batch")}
+    free |= dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC) if any_size else {}
+    return {"args": (images,), "dynamic_shapes": (free,) if free else None}
 
 
 class TapSum(nn.Module):
@@ -103,13 +140,36 @@ class TapSum(nn.Module):
         return conv.expand(F.relu(conv.norm(conv.reduce(image)))).unflatten(1, (conv.groups, 1, k, k))
 
 
+class PoolSum(nn.Module):
+    """AdaptiveAvgPool2d as two matrix products: ONNX's poolings have windows of one size, which must be known."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.sides = (pool.output_size,) * 2 if isinstance(pool.output_size, int) else pool.output_size
+
+    def forward(self, image):
+        """image: (B, C, H, W) -> (B, C, *sides)."""
+        rows, columns = (self.shares(*lengths, image) for lengths in zip(self.sides, image.shape[2:], strict=True))
+        return rows @ image @ columns.T
+
+    def shares(self, parts, length, image):
+        """(parts, length): how much each position counts in the mean of each part."""
+        place = torch.arange(length, device=image.device)
+        part = torch.arange(parts, device=image.device)[:, None]
+        first, end = part * length // parts, -(-(part + 1) * length // parts)
+        return ((place >= first) & (place < end)).to(image.dtype) / (end - first)
+
+
+FOR_ONNX = {DynamicConv: TapSum, InhomogeneousConv: TapSum, nn.AdaptiveAvgPool2d: PoolSum}
+
+
 def with_sums(model):
-    """A copy of the model with TapSum in the place of its dynamic and inhomogeneous convolutions."""
+    """A copy of the model in which sums are in the place of what ONNX cannot express."""
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, DynamicConv | InhomogeneousConv):
-                setattr(module, name, TapSum(child))
+            if type(child) in FOR_ONNX and getattr(child, "output_size", None) not in (1, (1, 1)):
+                setattr(module, name, FOR_ONNX[type(child)](child))
     return model
 
 
@@ -134,10 +194,11 @@ def prepare_onnx(loaded, batch):
     if size > LARGEST_ONNX:
         raise ConfigError(f"--to onnx: {size / 2**30:.1f} GiB of weights, one ONNX file holds 2; use --to program")
     options = {"dynamo": True, "input_names": [INPUT], "output_names": [OUTPUT], "verbose": False}
+    traced = example(loaded, batch, any_size=loaded.config.TASK == "segmentation")
     with refusals(loaded, "ONNX", torch.onnx.OnnxExporterError):
-        exported = torch.onnx.export(with_sums(loaded.model), **example(loaded, batch), **options)
-    exported.model.metadata_props.update(facts(loaded))
-    return lambda path: exported.save(path, external_data=False)
+        program = torch.onnx.export(with_sums(loaded.model), **traced, **options)
+    program.model.metadata_props.update(facts(loaded))
+    return lambda path: program.save(path, external_data=False)
 
 
 def open_onnx(path):
@@ -173,7 +234,12 @@ def open_safetensors(path):
     """The model, built from the file alone."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    model = models.create(metadata["variant"], **json.loads(metadata["kwargs"]))
+    variant, arguments = metadata["variant"], json.loads(metadata["kwargs"])
+    if "head" in metadata:
+        classes = len(json.loads(metadata["class_names"]))
+        model = with_heads(feature_pyramid(variant, **arguments), classes, **json.loads(metadata["head"]))
+    else:
+        model = models.create(variant, **arguments)
     model.load_state_dict(load_file(path))
     return model.eval()
 
@@ -202,19 +268,17 @@ SAFETENSORS_USAGE = """\
 import json
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
-import models  # of this project
+from tools.export.formats import open_safetensors  # of this project
 
 images = torch.zeros({shape})  # prepared as said above
+logits = open_safetensors("{file}")(images)
 with safe_open("{file}", "pt") as file:
-    facts = file.metadata()
-model = models.create(facts["variant"], **json.loads(facts["kwargs"])).eval()
-model.load_state_dict(load_file("{file}"))
-logits = model(images)
-class_names = json.loads(facts["class_names"])"""
+    class_names = json.loads(file.metadata()["class_names"])"""
 
 FORMATS = {
     "onnx": Format(".onnx", "onnxruntime", prepare_onnx, open_onnx, ONNX_USAGE),
-    "program": Format(".pt2", "the program", prepare_program, open_program, PROGRAM_USAGE),
-    "safetensors": Format(".safetensors", "the model", prepare_safetensors, open_safetensors, SAFETENSORS_USAGE),
+    "program": Format(".pt2", "the program", prepare_program, open_program, PROGRAM_USAGE, any_size=False),
+    "safetensors": Format(
+        ".safetensors", "the model", prepare_safetensors, open_safetensors, SAFETENSORS_USAGE, alone=False
+    ),
 }

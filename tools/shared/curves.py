@@ -63,8 +63,8 @@ def panels_of(groups, what=None):
     for name in dict.fromkeys(what or ("loss", headline.column, "lr")):
         keys += LOSSES if name == "loss" else [name]
     for key in keys:
-        if key not in columns:
-            known = ["loss", *columns]
+        if not isinstance(columns.get(key), int | float):
+            known = ["loss", *(name for name, value in columns.items() if isinstance(value, int | float))]
             raise ConfigError(f"--what: {key!r} is no column of these runs, only {listing(known)}{nearest(key, known)}")
     return {key: titles.get(key, key) for key in keys}
 

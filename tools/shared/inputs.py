@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+import tasks
 from data import split, worker_count
 from data.datasets.folders import FolderImages, image_files
 from data.loaders import BatchReader
@@ -15,7 +16,6 @@ from data.samplers import EvalShare
 from data.samples import EvalSamples, Sample
 from logger import Logger
 from tasks.classification import check_classes
-from tasks.classification.data import sources_of
 from tools.shared.command import not_negative, positive
 from utils.distributed import World
 from utils.errors import ConfigError, DataError, MissingError, listing
@@ -89,7 +89,7 @@ def dataset_parts(loaded, data_path=None, log=None):
     classes are not those of the checkpoint.
     """
     config = data_config(loaded, data_path)
-    sources = sources_of(config, World(loaded.device), (log or console()).info)
+    sources = tasks.find(config.TASK).sources(config, World(loaded.device), (log or console()).info)
     check_classes(list(loaded.class_names), sources.info, loaded.path)
     return split(sources, config.DATA.VAL_SPLIT, config.SEED)
 
@@ -127,14 +127,16 @@ class TolerantSamples(EvalSamples):
 class Batches:
     """Iterating gives (positions int64 (B,), images float (B, 3, H, W) on the CPU, labels int64 (B,)), in order.
 
-    images: a dataset. batch_size, workers: None as in the run. strict: the first image that cannot be read is an error;
-    otherwise its line goes to `log` and its name to `unreadable`. Progress goes to `log`, too.
+    images: a dataset. batch_size, workers: None as in the run; images of several sizes come one at a time. strict: the
+    first image that cannot be read is an error; otherwise its line goes to `log` and its name to `unreadable`. Progress
+    goes to `log`, too.
     """
 
     def __init__(self, loaded, images, batch_size=None, workers=None, strict=True, log=None):
         self.images, self.log, self.unreadable = images, log or console(), []
         data = loaded.config.DATA
-        self.plan = EvalShare(len(images), batch_size or data.BATCH_SIZE).plan
+        size = (batch_size or data.BATCH_SIZE) if tasks.find(loaded.config.TASK).one_size else 1
+        self.plan = EvalShare(len(images), size).plan
         samples = (EvalSamples if strict else TolerantSamples)(images, loaded.transform)
         if workers is None:
             workers = 0 if len(images) <= FEW else worker_count(data.NUM_WORKERS, 1)
@@ -148,7 +150,9 @@ class Batches:
             for name, reason in batch.left_out:
                 self.log.warning(f"left out: {reason}")
                 self.unreadable.append((name, reason))
-            good = batch.labels != UNREADABLE
+            good = (
+                batch.labels != UNREADABLE if batch.labels.dim() == 1 else torch.ones(len(positions), dtype=torch.bool)
+            )
             if good.any():
                 yield torch.tensor(positions)[good], batch.images[good], batch.labels[good]
 

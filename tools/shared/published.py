@@ -29,9 +29,9 @@ LOCALITY_TABLES = {  # in their order -> function of a row: what tells its model
 
 @dataclass(frozen=True)
 class Published:
-    """Top-1 in percent, where it stands, and the keys in which a run's recipe differs from the published one."""
+    """Top-1 or mIoU in percent, where it stands, and the keys in which a run's recipe differs from the published."""
 
-    accuracy: float
+    figure: float
     source: str
     recipe_differs: tuple
 
@@ -46,6 +46,7 @@ def published(config, processes=1):
     span = config["MODEL.SHORTCUT.SPAN"] if dw else 1
     wanted = {"type": config["MODEL.TYPE"], "dw": dw, "span": span, "size": config["DATA.IMG_SIZE"]}
     wanted |= {name: config.get(key, True) for name, key in SWITCHES.items()}  # True is the constructors' default
+    wanted["head"] = config["SEG.HEAD"]
     for source, row in rows():
         found = column in row and row.get("pretrain") != "imagenet22k"
         if found and all(wanted[key] == value for key, value in row["features"].items()):
@@ -60,7 +61,7 @@ def read_tables():
 
 
 def rows():
-    """(source, row) of every published classification result; row['features'] tell its model apart."""
+    """(source, row) of every published result on classes or segments; row['features'] tell its model apart."""
     tables = read_tables()
     for number, (table, features) in enumerate(LOCALITY_TABLES.items(), start=1):
         for row in tables[table]:
@@ -72,6 +73,9 @@ def rows():
         for row in tables[table]:
             features = {"type": row["model"], "dw": [], "size": row.get("image_size", 224)}
             yield source, {**row, "features": features}
+    for row in tables["dwnet_segmentation"]:
+        features = {"type": row["backbone"], "dw": [], "size": 512, "head": "upernet"}
+        yield "arXiv 2106.04263", {"ade20k": row["miou"], "features": features}
 
 
 def recipe_differences(config, column, source, processes):

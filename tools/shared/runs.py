@@ -126,7 +126,10 @@ def _require(file, value, keys):
 
 
 def find_runs(folders):
-    """RunRecords of all run folders at or below `folders`, each once, sorted by path. Raises MissingError if none."""
+    """RunRecords of all run folders at or below `folders`, each once, sorted by path.
+
+    Raises MissingError if there are none, ConfigError for several tasks.
+    """
     found = {}
     for folder in (Path(folder).expanduser() for folder in folders):
         if not folder.is_dir():
@@ -136,7 +139,16 @@ def find_runs(folders):
         if not runs:
             raise MissingError(f"{folder}: no run folder here (one has config.yaml and checkpoints/)")
         found |= {path.resolve(): path for path in runs}
-    return [read_run(path) for path in sorted(found.values())]
+    return of_one_task([read_run(path) for path in sorted(found.values())])
+
+
+def of_one_task(runs):
+    """The RunRecords as they are. Raises ConfigError if their figures are of several tasks."""
+    for run in runs:
+        first, here = runs[0].config["TASK"], run.config["TASK"]
+        if here != first:
+            raise ConfigError(f"{runs[0].path} is of TASK {first}, {run.path} of {here}: nothing to compare")
+    return runs
 
 
 def read_origins(text):
@@ -183,7 +195,7 @@ def group_runs(runs):
 def parse_groups(texts):
     """[RunGroup] of a command line: folders (runs at or below them are grouped) and NAME=FOLDER[,FOLDER...].
 
-    Raises MissingError where there is no run, ConfigError for two groups of one name.
+    Raises MissingError where there is no run, ConfigError for two groups of one name or of two tasks.
     """
     folders = [text for text in texts if "=" not in text or Path(text).exists()]
     groups = group_runs(find_runs(folders)) if folders else []
@@ -194,6 +206,7 @@ def parse_groups(texts):
                 raise ConfigError(f"{text}: expected a folder or NAME=FOLDER[,FOLDER...]")
             runs = find_runs(listed.split(","))
             groups.append(RunGroup(name, tuple(sorted(runs, key=lambda run: run.seed))))
+    of_one_task([run for group in groups for run in group.runs])
     (name, count), *_ = Counter(group.name for group in groups).most_common()
     if count > 1:
         raise ConfigError(f"{name}: {count} groups of this name; use NAME=FOLDER[,FOLDER...]")

@@ -1,5 +1,6 @@
 """A trained model out of one of our checkpoints, nothing but the file is read, and what it says about images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,19 +10,19 @@ import torch.nn.functional as F
 from torch import nn
 from yacs.config import CfgNode
 
+import tasks
 from config import from_stored
 from data import ImageDataset
-from data.transforms import EvalTransform, as_size
+from data.transforms import as_size
 from engine.resume import choose_weights, is_ours
 from models.weights.pretrained import load_exact
-from tasks.backbone import build_model
 from tasks.classification import figures, hits
 from tools.shared.inputs import UNKNOWN, Batches, choose_part, dataset_parts, named_images
 from tools.shared.runs import read_run
 from utils import checkpoint
 from utils.amp import amp_dtype
 from utils.distributed import choose_device
-from utils.errors import DataError, MismatchError
+from utils.errors import ConfigError, DataError, MismatchError, listing
 from utils.flops import count_macs
 
 
@@ -30,7 +31,7 @@ class LoadedModel:
     """`model` in evaluation mode on `device`; `config` is the frozen configuration it was trained with.
 
     class_names: one per logit. mean, std: per channel, for pixels in 0..1. `transform`: PIL image -> (3, H, W), the
-    preprocessing of its evaluation. `epochs`: how many it was trained for.
+    preprocessing of its evaluation (Task.preparation). `epochs`: how many it was trained for.
     """
 
     path: Path
@@ -39,7 +40,7 @@ class LoadedModel:
     class_names: tuple
     mean: tuple
     std: tuple
-    transform: EvalTransform
+    transform: Callable
     device: torch.device
     epochs: int
 
@@ -61,29 +62,33 @@ class LoadedModel:
 
     @torch.inference_mode()
     def logits(self, images):
-        """(B, 3, H, W) -> (B, K) float32 on the CPU, in the precision that the run evaluates in."""
+        """(B, 3, H, W) -> what the model gives, float32 on the CPU, in the precision that the run evaluates in."""
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             return self.model(images.to(self.device, non_blocking=True)).float().cpu()
 
 
-def load_model(path, device="auto", weights=None):
+def load_model(path, device="auto", weights=None, known=("classification",)):
     """The model of a checkpoint of a run, or of the best one of a run folder.
 
-    weights: 'model', 'ema' or 'auto' (the run's TEST.WEIGHTS if None). Raises as `checkpoint_of` and `read_checkpoint`
-    do, MismatchError if it has no such weights, UnavailableError (device).
+    weights: 'model', 'ema' or 'auto' (the run's TEST.WEIGHTS if None). known: the tasks that the caller has a use for.
+    Raises as `checkpoint_of` and `read_checkpoint` do, ConfigError for another task, MismatchError if it has no such
+    weights, UnavailableError (device).
     """
     path = checkpoint_of(path)
     payload, config = read_checkpoint(path)
+    if config.TASK not in known:
+        raise ConfigError(f"{path}: of TASK {config.TASK}, this is for {listing(known)} alone")
+    task = tasks.find(config.TASK)
     config.MODEL.SHORTCUT.IMPL = "auto"  # the weights are the same: any device will do
     for key in config.MODEL.ARGS:
         if key.upper() == "PRETRAINED":
             config.MODEL.ARGS[key] = False  # the weights come from this file: nothing to download
     config.freeze()
     classes, mean, std = (tuple(payload["data"][key]) for key in ("classes", "mean", "std"))
-    model = build_model(config, len(classes), len(mean))
+    model = task.network(config, len(classes), len(mean))
     load_exact(model, choose_weights(payload, weights or config.TEST.WEIGHTS, path), path)
     device = choose_device(device)
-    transform = EvalTransform(config.DATA.IMG_SIZE, mean, std, config.DATA.INTERPOLATION, config.TEST.CROP)
+    transform = task.preparation(config, mean, std)
     history = payload.get("progress", {}).get("history", [])
     epochs = history[-1]["epoch"] + 1 if history else 0
     return LoadedModel(path, model.to(device).eval(), config, classes, mean, std, transform, device, epochs)
@@ -150,9 +155,9 @@ class Predictions:
         return figures(*hits(self.logits, self.labels), len(self.labels), float(self.losses.double().mean()))
 
 
-def asked_for(given, parts, log):
+def asked_for(given, parts, log, known=("classification",)):
     """(LoadedModel, [Batches]) of a command line: the images that it names, else these parts of the run's data."""
-    loaded = load_model(given.checkpoint, given.device, given.weights)
+    loaded = load_model(given.checkpoint, given.device, given.weights, known)
     if given.images:
         chosen = [named_images(given.images, log, loaded.class_names)]
     else:

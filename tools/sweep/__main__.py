@@ -67,11 +67,12 @@ def check_options(options):
 def data_paths(words):
     """{dataset or '': folder} of `DIR` and `DATASET=DIR` words."""
     from data.datasets import list_datasets
+    from tasks.segmentation.sources import DATASETS
 
-    paths = {}
+    paths, known = {}, {*list_datasets(), *DATASETS}
     for word in words:
         name, equals, folder = word.partition("=")
-        name, folder = (name, folder) if equals and name in list_datasets() else ("", word)
+        name, folder = (name, folder) if equals and name in known else ("", word)
         if name in paths:
             raise ConfigError(f"--data-path: {folder} is a second folder for {name or 'all datasets'}")
         paths[name] = folder

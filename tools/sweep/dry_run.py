@@ -1,23 +1,29 @@
 """What a sweep would cost: parameters and seconds of every run, from a few real training steps of every model."""
 
 import json
+from dataclasses import replace
 
 import torch
 
 from config import to_plain
 from logger import duration
+from tasks.segmentation.shapes import CLASSES as CLASSES_DRAWN
+from tools.check.__main__ import find as find_subject
 from tools.check.cost import epoch_seconds, measure, seconds_to_prepare
-from tools.check.subject import Subject
 from tools.shared.steps import changed
 from tools.sweep.train import CLASSES, parameters
 from utils.distributed import choose_device
 from utils.errors import MissingError
 
+NOISE = {"classification": "fake:train={},val={},classes={}", "segmentation": "shapes:train={},val={}"}  # by TASK
 KNOWN = {  # images to train on, images to validate on, classes
     "cifar10": (50_000, 10_000, 10),
     "cifar100": (50_000, 10_000, 100),
     "tiny-imagenet": (100_000, 10_000, 200),
     "imagenet": (1_281_167, 50_000, 1000),
+    "ade20k": (20_210, 2_000, 150),
+    "cityscapes": (2_975, 500, 19),
+    "pascal-voc": (1_464, 1_449, 21),
 }
 FREE_OF_SIZE = ("NAME", "NUM_CLASSES", "PRETRAINED", "RESUME")  # keys of MODEL that do not change a step's time
 
@@ -53,14 +59,14 @@ class Estimate:
     def seconds_of(self, config):
         """(seconds of a whole run or None if the size of its data is unknown, number of classes)."""
         plain = to_plain(config)
-        key = json.dumps([plain[section] for section in ("DATA", "AUG", "TEST")])
+        key = json.dumps([plain[section] for section in ("TASK", "DATA", "SEG", "AUG", "TEST")])
         if key not in self.data:
             self.data[key] = self.data_of(config)
         subject, prepare, classes = self.data[key]
         if subject is None:
             return None, classes
         model = {name: value for name, value in plain["MODEL"].items() if name not in FREE_OF_SIZE}
-        key = json.dumps([model, plain["DATA"]["IMG_SIZE"], plain["AMP"], plain["TRAIN"]])
+        key = json.dumps([model, plain["DATA"]["IMG_SIZE"], *(plain[name] for name in ("TASK", "SEG", "AMP", "TRAIN"))])
         if key not in self.steps:
             self.steps[key] = measure(noise_like(config, (config.DATA.BATCH_SIZE, 0, classes)))
         compute, loading = epoch_seconds(subject, self.steps[key], prepare)
@@ -71,7 +77,7 @@ class Estimate:
 
     def data_of(self, config):
         """(Subject that has the data or None, seconds to prepare one of its images, classes)."""
-        name, subject = config.DATA.DATASET, Subject(changed(config, {"DATA.DOWNLOAD": False}), {}, None)
+        name, subject = config.DATA.DATASET, subject_of(changed(config, {"DATA.DOWNLOAD": False}))
         try:
             classes, prepare = subject.info.num_classes, seconds_to_prepare(subject)
             self.sources.append(f"the data path on {name}")
@@ -84,8 +90,19 @@ class Estimate:
 
 
 def noise_like(config, sizes):
-    """The Subject of a configuration with noise for its data; sizes: images to train on, to validate on, classes."""
+    """The Subject of a configuration with noise for its data; sizes: images to train on, to validate on, classes.
+
+    Label maps are drawn with a few classes, as if there were more.
+    """
     train, val, classes = sizes
-    noise = f"fake:train={max(train, classes)},val={max(val, classes)},classes={classes}"
-    changes = {"DATA.DATASET": noise, "DATA.VAL_SPLIT": 0.0, "MODEL.NUM_CLASSES": classes}
-    return Subject(changed(config, changes), {}, None)
+    classes = max(classes, len(CLASSES_DRAWN)) if config.TASK == "segmentation" else classes
+    noise = NOISE[config.TASK].format(max(train, classes), max(val, classes), classes)
+    subject = subject_of(changed(config, {"DATA.DATASET": noise, "DATA.VAL_SPLIT": 0.0, "MODEL.NUM_CLASSES": 0}))
+    info = replace(subject.sources.info, num_classes=classes, class_names=tuple(map(str, range(classes))))
+    subject.sources = replace(subject.sources, info=info)
+    return subject
+
+
+def subject_of(config):
+    """The Subject of a configuration."""
+    return find_subject(config.TASK)(config, {}, None)

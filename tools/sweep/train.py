@@ -17,7 +17,6 @@ from config import changes_results, check, difference, load_config, to_plain
 from data import worker_count
 from engine.command_line import joined
 from logger import duration
-from tasks.backbone import build_model
 from tools.shared.results import write_text
 from tools.shared.runs import read_run
 from tools.sweep.grid import Cell
@@ -103,7 +102,7 @@ def on_gpu(run):
 def parameters(config, classes=CLASSES):
     """Number of the model's parameters; nothing is allocated. Raises ConfigError if its sizes do not fit."""
     with torch.device("meta"):
-        model = build_model(config, config.MODEL.NUM_CLASSES or classes)
+        model = tasks.find(config.TASK).network(config, config.MODEL.NUM_CLASSES or classes)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -112,7 +111,7 @@ def check_models(runs):
     different = {}
     for run in runs:
         config = run.config
-        shape = f"{config.MODEL.TYPE} {config.MODEL.ARGS} {config.MODEL.SHORTCUT} {config.DATA.IMG_SIZE}"
+        shape = repr((config.TASK, config.MODEL, config.SEG, config.DATA.IMG_SIZE))
         different.setdefault(shape, run)
     for run in different.values():
         try:

@@ -25,23 +25,23 @@ def signed(value):
 
 
 def gap(row, metric):
-    """Mean accuracy minus the published one, or None."""
+    """Mean figure minus the published one, or None."""
     measured, reference = row.spread(metric), row.published
-    return measured.mean - reference.accuracy if measured and reference else None
+    return measured.mean - reference.figure if measured and reference else None
 
 
 def shown(row, metric, marks):
     """{header: text} of one row. `metric`: what differences and gaps are measured in."""
     reference, params, macs, size = row.published, row.fact("params"), row.fact("macs"), row.fact("img_size")
     distance, done, waiting = gap(row, metric), len(row.runs), len(row.missing) + len(row.unfinished)
-    difference = EMPTY
+    difference, unit = EMPTY, f", {row.headline.unit}" if row.headline.unit else ""
     if row.difference:
         mean, low, high, n = row.difference
         bounds = "" if low is None else f" [{signed(low)}, {signed(high)}]"
         difference = f"{signed(mean)}{bounds} (n {n})"
     return {
         "model": row.name,
-        **{f"{name}, %": str(row.spread(name) or EMPTY) for name in METRICS},
+        **{f"{name}{unit}": str(row.spread(name) or EMPTY) for name in METRICS},
         "n": f"{done} of {done + waiting}" if waiting else str(done),
         "/".join(row.headline.counted) or "counts": "/".join(map(str, row.counts(metric))) or EMPTY,
         "parameters": f"{params:,}" if params else EMPTY,
@@ -51,7 +51,7 @@ def shown(row, metric, marks):
         "img/s": f"{row.rate:.0f}" if row.rate else EMPTY,
         f"Δ {metric} [95 %]": difference,
         "against": row.baseline or EMPTY,
-        "published, %": f"{reference.accuracy:.2f}" if reference else EMPTY,
+        f"published{unit}": f"{reference.figure:.2f}" if reference else EMPTY,
         f"{metric} − published": signed(distance) if distance is not None else EMPTY,
         "source": reference.source if reference else EMPTY,
         "notes": " ".join(marks) or EMPTY,
@@ -120,7 +120,7 @@ def raw(row, metric):
         "img_per_s": row.rate,
         "baseline": row.baseline,
         **{f"difference_{name}": value for name, value in difference._asdict().items()},
-        "published": getattr(reference, "accuracy", None),
+        "published": getattr(reference, "figure", None),
         "published_source": getattr(reference, "source", None),
         "gap": gap(row, metric),
         "notes": "; ".join(row.notes),
