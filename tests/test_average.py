@@ -116,7 +116,7 @@ class Judged:
 
 def test_greedy_leaves_out_what_lowers_the_count():
     def part(name, weight):
-        config = {"MODEL": {"NAME": "m"}, "TAG": "t"}
+        config = {"TASK": "classification", "MODEL": {"NAME": "m"}, "TAG": "t"}
         return Ingredient(Path(name), {"w": torch.tensor([weight])}, config, {}, 0)
 
     far, near, other = part("far", 10.0), part("near", 3.5), part("other", 2.5)

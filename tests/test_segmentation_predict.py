@@ -104,6 +104,12 @@ def test_a_table_has_the_largest_classes(trained, capsys):
     assert line.split()[1:] == [CLASSES[counts.argmax()], f"{100 * counts.max() / counts.sum():.1f}", "%"]
 
 
+def test_names_of_maps_stay_apart():
+    assert predict.map_names(["/a/b/x.png", "/a/c/x.jpg"]) == ["b/x.png", "c/x.png"]
+    assert predict.map_names(["/a/x.png", "/a/x.jpg", "/a/x.png.tif"]) == ["x.png.png", "x.jpg.png", "x.png.tif.png"]
+    assert predict.map_names(["shapes/val[0]", "shapes/val[1]"]) == ["val[0].png", "val[1].png"]
+
+
 def test_what_cannot_be_read_is_left_out(trained, tmp_path, capsys):
     run, photos = trained
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
@@ -134,4 +140,21 @@ def test_tools_of_the_other_task_say_so(trained, tmp_path, capsys):
     capsys.readouterr()
     assert predict.main([str(other), str(data / "val"), "--maps", str(tmp_path / "maps")]) == 64
     assert "one class for an image" in capsys.readouterr().err
-    assert average.main
+
+
+def test_averages_are_judged_by_the_figures_of_main(trained, tmp_path, capsys):
+    """Statistics of both heads are those of one pass over the training images, by a loop of its own."""
+    run, _ = trained
+    files, soup = [str(run / "checkpoints" / name) for name in ("best.pth", "last.pth")], tmp_path / "soup.pth"
+    words = [*files, "--evaluate", "--output", str(soup), "--device", "cpu"]
+    assert average.main(words) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert main.main(["--cfg", str(run / "config.yaml"), "--eval", "--resume", str(soup)]) == 0
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert printed[2] == f"average: {line.removeprefix('val: ').partition(',')[0]} on the val images"
+    state = checkpoint.load(soup)["model"]
+    counters = {name: int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
+    assert set(counters.values()) == {4}  # 16 images, batches of 4
+    assert any(name.startswith("auxiliary_head") for name in counters)
+    assert average.main([*words, "--greedy"]) == 0
+    assert "left out" in capsys.readouterr().out

@@ -10,9 +10,10 @@ All are averaged with equal weight (float64 sums), unless --greedy is given. --e
 the average get right, exactly, and recomputes BatchNorm's running statistics in one pass over training batches,
 augmented as in training: averages of statistics belong to no model. Without it they are averaged, and that is said.
 
---greedy takes the checkpoints best first and keeps each that does not lower the accuracy on choosing images; the figure
-to report is that on other images. If the runs share a seed and held a part of the training set out (DATA.VAL_SPLIT),
-that part chooses and the test set reports; otherwise one half of the validation set chooses and the other half reports.
+--greedy takes the checkpoints best first and keeps each that does not lower the accuracy (or mIoU) on choosing images;
+the figure to report is that on other images. If the runs share a seed and held a part of the training set out
+(DATA.VAL_SPLIT), that part chooses and the test set reports; otherwise one half of the validation set chooses and the
+other half reports.
 --data-path DIR says where the dataset is and implies --evaluate.
 
   python -m tools.average run/checkpoints/epoch_8.pth run/checkpoints/epoch_9.pth --output soup.pth
@@ -27,23 +28,28 @@ from pathlib import Path
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import tasks
 from config import difference, flat, to_plain
 from data.base import Subset
 from data.samplers import stratified_split
 from engine.resume import choose_weights
 from models.weights.pretrained import load_exact
-from tasks.classification import counts
-from tasks.classification.data import build_data
 from tools.shared.command import EXITS, command, parser
 from tools.shared.inputs import Batches, add_options, console, data_config, dataset_parts, with_progress
 from tools.shared.results import result_path
+from tools.shared.segments import figures
 from tools.shared.trained import checkpoint_of, load_model, predict, read_checkpoint
 from utils import checkpoint
 from utils.distributed import World
 from utils.errors import ConfigError, DataError, MismatchError
 
 NOT_EXACT = "averaged, which is not exact; see --evaluate"
-SAME = ("MODEL.TYPE", "MODEL.SHORTCUT.", "MODEL.ARGS.", "DATA.IMG_SIZE", "DATA.INTERPOLATION", "TEST.CROP")
+SAME = ("TASK", "MODEL.TYPE", "MODEL.SHORTCUT.", "MODEL.ARGS.", "DATA.IMG_SIZE", "DATA.INTERPOLATION", "TEST.CROP",
+        "SEG.HEAD", "SEG.SCALE")  # fmt: skip
+FIGURES = {  # of a LoadedModel on Batches, by TASK
+    "classification": lambda loaded, batches: predict(loaded, batches).result,
+    "segmentation": figures,
+}
 COUNTER = "num_batches_tracked"  # of BatchNorm: how many batches its statistics have seen
 
 
@@ -147,7 +153,7 @@ class Jury:
                 one, two = (part.config["DATA"][key] for part in (first, other))
                 if one != two:
                     raise MismatchError(f"{other.path}: DATA.{key} is {two!r}, but {one!r} in {first.path}")
-        self.loaded = load_model(first.path, given.device, given.weights)
+        self.loaded = load_model(first.path, given.device, given.weights, known=tuple(FIGURES))
         same_seed = len({part.config["SEED"] for part in ingredients}) == 1
         chosen = judges(dataset_parts(self.loaded, given.data_path, log), same_seed, given.greedy)
         self.names = {role: name for role, (name, _) in chosen.items()}
@@ -159,7 +165,7 @@ class Jury:
     def count(self, role, state):
         """The figures of a state dict on the images of a role, exactly as main.py --eval counts."""
         load_exact(self.loaded.model, state, self.loaded.path)
-        return predict(self.loaded, self.batches[role]).result
+        return FIGURES[self.loaded.config.TASK](self.loaded, self.batches[role])
 
     @torch.no_grad()
     def renewed(self, state):
@@ -180,10 +186,11 @@ class Jury:
             norm.reset_running_stats()
             norm.momentum = None  # torch: the cumulative average
             norm.train()
-        data = build_data(config, World(self.loaded.device), self.log.info)
-        total, self.passed = data.train.batches_per_epoch * config.DATA.BATCH_SIZE, 0
-        for number, batch in enumerate(with_progress(data.train.epoch(0), total, self.log)):
-            model(data.mixing(batch, (config.SEED, "mix", number, 0, 0), self.loaded.device)[0])
+        task = tasks.find(config.TASK)(config, World(self.loaded.device), self.log)
+        train, learner = task.data.train, task.learner(model)  # all of it, an auxiliary head too
+        total, self.passed = train.batches_per_epoch * config.DATA.BATCH_SIZE, 0
+        for number, batch in enumerate(with_progress(train.epoch(0), total, self.log)):
+            learner(*task.inputs(batch, (config.SEED, number, 0, 0), self.loaded.device, None))
             self.passed += len(batch)
         model.eval()
         return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -208,16 +215,17 @@ def judges(parts, same_seed, greedy):
 
 def greedy(ingredients, jury):
     """(members, lines): recipe 1 of arXiv 2203.05482, on the choosing images."""
+    headline = tasks.find(ingredients[0].config["TASK"]).headline
     scored = [(jury.count("choose", part.state), part) for part in ingredients]
-    scored.sort(key=lambda entry: -entry[0]["correct"])  # stable: ties keep their order
+    scored.sort(key=lambda entry: -entry[0][headline.key])  # stable: ties keep their order
     (best, first), *others = scored
     members = [first]
-    lines = [f"{first.name}: {counts(best)} on {jury.names['choose']}, taken"]
+    lines = [f"{first.name}: {headline.say(best)} on {jury.names['choose']}, taken"]
     for alone, part in others:
         found = jury.count("choose", jury.renewed(mean_of([member.state for member in (*members, part)])))
-        taken = found["correct"] >= best["correct"]
+        taken = found[headline.key] >= best[headline.key]
         verdict = "taken" if taken else "left out"
-        lines.append(f"{part.name}: {counts(alone)}, the average with it {counts(found)}, {verdict}")
+        lines.append(f"{part.name}: {headline.say(alone)}, the average with it {headline.say(found)}, {verdict}")
         if taken:
             members, best = [*members, part], found
     return members, lines
@@ -229,12 +237,13 @@ def main(argv):
     given, log = parse(argv), console()
     ingredients = read_ingredients(given.checkpoints, given.weights, log)
     jury = Jury(ingredients, given, log) if given.evaluate else None
+    say = tasks.find(ingredients[0].config["TASK"]).headline.say
     members, lines = greedy(ingredients, jury) if given.greedy else (ingredients, [])
     state = mean_of([part.state for part in members])
     if jury is not None:
         state = jury.renewed(state) if len(members) > 1 else state
         for name, values in [*((part.name, part.state) for part in ingredients), ("average", state)]:
-            lines.append(f"{name}: {counts(jury.count('report', values))} on {jury.names['report']}")
+            lines.append(f"{name}: {say(jury.count('report', values))} on {jury.names['report']}")
     norms = sum(name.endswith(COUNTER) for name in state)
     if norms and len(members) > 1:
         how = f"recomputed in one pass over {jury.passed} training images" if jury else NOT_EXACT

@@ -123,11 +123,14 @@ def segmented(loaded, batches, given, log):
 
 
 def map_names(images):
-    """File names of the maps: those of the images below the folder that they share, each once, with the ending .png."""
+    """File names of the maps: those of the images below the folder that they share, .png for their endings.
+
+    All keep their endings before it where two names would be the same without.
+    """
     shared = os.path.commonpath([os.path.dirname(os.path.abspath(image)) for image in images])
     files = [os.path.relpath(os.path.abspath(image), shared) for image in images]
     stems = [os.path.splitext(file)[0] for file in files]
-    return [f"{file if stems.count(stem) > 1 else stem}.png" for file, stem in zip(files, stems, strict=True)]
+    return [f"{name}.png" for name in (stems if len(set(stems)) == len(stems) else files)]
 
 
 def write_maps(folder, name, image, classes, num_classes):

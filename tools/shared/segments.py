@@ -8,6 +8,7 @@ from PIL import Image
 
 from tasks.segmentation import Segmentation
 from tasks.segmentation.sources import SegmentationInfo
+from utils.distributed import World
 
 
 class Segments(NamedTuple):
@@ -59,3 +60,11 @@ class Segmentations:
         for positions, images, labels in self.batches:
             image = self.batches.images.load(int(positions[0]))
             yield Segments(int(positions[0]), image, self.classes(images, labels, (image.height, image.width)))
+
+
+def figures(loaded, batches):
+    """The figures of a LoadedModel for the labelled images of Batches, as main.py --eval counts them."""
+    found = Segmentations(loaded, batches, labelled=True)
+    for _ in found:
+        pass
+    return found.meter.merged(World(loaded.device))
