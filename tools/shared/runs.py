@@ -147,7 +147,7 @@ def of_one_task(runs):
     for run in runs:
         first, here = runs[0].config["TASK"], run.config["TASK"]
         if here != first:
-            raise ConfigError(f"{runs[0].path} is of TASK {first}, {run.path} of {here}: nothing to compare")
+            raise ConfigError(f"runs of two tasks, {first} and {here}: {runs[0].path}, {run.path}")
     return runs
 
 
