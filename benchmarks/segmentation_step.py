@@ -3,8 +3,8 @@
 pip install transformers
 python -m benchmarks.segmentation_step [--batch 2] [--size 256] [--device cuda] [--output DIR]
 
-The same sizes, both heads and 150 classes from random weights; forward, both losses, backward and AdamW in float32. On a
-CPU one thread, in processor seconds, so that other processes cost neither of them anything.
+The same sizes, both heads and 150 classes from random weights; forward, both losses, backward and AdamW in float32.
+On a CPU one thread, in processor seconds, so that other processes cost neither of them anything.
 """
 
 import importlib.util
@@ -23,6 +23,7 @@ from tools.shared.command import exit_code, positive
 from utils.errors import UnavailableError
 
 CFG = "configs/segmentation/upernet_swin_tiny_512_ade20k.yaml"
+CLASSES = 150
 PACE = {"cuda": Pace(), "cpu": Pace(warmup=1, blocks=5, steps=1)}
 
 
@@ -39,7 +40,7 @@ def ours(config, size):
     config = config.clone()
     config.defrost()
     config.DATA.IMG_SIZE = size
-    task = SimpleNamespace(config=config, info=SimpleNamespace(num_classes=150, in_chans=3, ignore=255))
+    task = SimpleNamespace(config=config, info=SimpleNamespace(num_classes=CLASSES, in_chans=3, ignore=255))
     learner = Segmentation.learner(task, Segmentation.model(task))
     return learner, lambda images, labels: learner(images, labels)[0]
 
@@ -53,7 +54,7 @@ def theirs(config, size):
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbone = SwinConfig(image_size=size, drop_path_rate=config.MODEL.DROP_PATH_RATE, out_features=stages)
     seg = config.SEG
-    sizes = {"hidden_size": seg.CHANNELS, "auxiliary_channels": seg.AUX_CHANNELS, "num_labels": 150}
+    sizes = {"hidden_size": seg.CHANNELS, "auxiliary_channels": seg.AUX_CHANNELS, "num_labels": CLASSES}
     whole = UperNetConfig(backbone_config=backbone, auxiliary_loss_weight=seg.AUX_WEIGHT, **sizes)
     model = UperNetForSemanticSegmentation(whole)
     return model, lambda images, labels: model(pixel_values=images, labels=labels).loss
@@ -83,7 +84,7 @@ def run(argv):
     device, size, config = options.device, options.size, load_config(CFG)[0]
     pairs = {"transformers": theirs(config, size), "ours": ours(config, size)}
     images = torch.randn(options.batch, 3, size, size, device=device)
-    batch = images, torch.randint(150, (options.batch, size, size), device=device)
+    batch = images, torch.randint(CLASSES, (options.batch, size, size), device=device)
     millions = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, (module, _) in pairs.items()}
     cases = {name: training_step(pair, batch, device) for name, pair in pairs.items()}
     clock = processor_seconds if device.type == "cpu" else timed
