@@ -53,10 +53,10 @@ def test_mistakes(run, tmp_path, capsys):
     other = shutil.copytree(run, tmp_path / "other")
     text = (other / "config.yaml").read_text().replace("val=5", "val=4")
     (other / "config.yaml").write_text(text)
-    classifier = write_run(tmp_path / "classifier")
+    classifier = write_run(tmp_path, "classifier", 0, [50.0])
     for arguments, said in (
         ([run, other], "another validation set"),
-        ([classifier or tmp_path / "classifier"], "TASK classification"),
+        ([classifier], "TASK classification"),
         ([run, "--names", "a", "b"], "2 names for 1 runs"),
         ([run, "--output", "a.gif"], "a.gif"),
     ):
