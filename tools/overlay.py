@@ -3,7 +3,8 @@
 python -m tools.overlay RUN [RUN ...] [--names NAME ...] [--count 4] [--output overlay.png]
 
 The first row has images of the first run's validation set, spread evenly over it, the second their true classes; then
-follows a row for each run, whose best.pth is taken. All runs must have the same validation set.
+follows a row for each run, whose best.pth is taken. All runs must have the same validation set. The legend has the
+classes that occur.
 
   python -m tools.overlay output/plain/seed0 output/shortcut/seed0 --names plain shortcut
 """
@@ -26,7 +27,7 @@ from tools.shared.runs import read_run
 from utils.distributed import World
 from utils.errors import ConfigError, RunError
 
-COLUMN = 2.4  # inches
+COLUMN, LINE = 1.7, 0.25  # inches: of an image, of the legend
 
 
 class Segmented:
@@ -79,14 +80,17 @@ def picture(models, names, count):
     """A figure: images in the first row, true classes over them in the second, and a row for each Segmented."""
     shown = models[0].shown(count)
     check_alike(models, shown)
-    columns = []
+    columns, classes, occurring = [], models[0].names, set()
     for index in shown:
         _, image, labels = models[0].image(index)
         maps = [labels, *(model.classes(index) for model in models)]
-        columns.append([np.asarray(image), *(overlay(image, classes, len(models[0].names)) for classes in maps)])
+        columns.append([np.asarray(image), *(overlay(image, each, len(classes)) for each in maps)])
+        occurring.update(*(each.unique().tolist() for each in maps))
+    handles = [handle for label, handle in enumerate(legend(classes)) if label in occurring]
     height, width = columns[0][0].shape[:2]
     rows = ["image", "true", *names]
-    figure = new_figure(COLUMN * len(columns), COLUMN * len(rows) * height / width + 0.8)
+    lines = -(-len(handles) // len(columns)) + 1
+    figure = new_figure(COLUMN * len(columns), COLUMN * len(rows) * height / width + LINE * lines)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for place, column in zip(axes.T, columns, strict=True):
         for axis, pixels in zip(place, column, strict=True):
@@ -95,7 +99,7 @@ def picture(models, names, count):
             axis.grid(False)
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row)
-    figure.legend(handles=legend(models[0].names), loc="outside lower center", ncols=min(6, len(models[0].names)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(columns))
     return figure
 
 
