@@ -1,6 +1,7 @@
 """The benchmarks measure what they say; the traced bytes of every model stay where they were."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from benchmarks import (
     first_gpu_run,
     loader,
     model_step,
+    segmentation_step,
     steps,
     time_shares,
 )
@@ -24,6 +26,7 @@ from benchmarks.command import RESULTS, table
 from benchmarks.first_gpu_run import Check, run_check
 from benchmarks.operators import REST, by_group, draw, training_traffic
 from benchmarks.protocol import AGAIN, Pace, Timing, interleaved, ratio_text, rows_of, spread
+from config import load_config
 from engine.command_line import build_parser
 from tests.helpers_data import small_config
 from tests.launch import ROOT
@@ -196,6 +199,34 @@ def test_two_checkouts_are_timed_against_each_other(monkeypatch, tmp_path, capsy
     for wrong in (["--other", str(tmp_path)], ["--other", str(other), "--cfg", "a.yaml"]):
         assert exit_code(against.run, wrong) == 66
         assert wrong[-1] in capsys.readouterr().err
+
+
+def test_segmentation_steps_are_timed_against_another_model(monkeypatch, tmp_path, capsys):
+    """Another one in place of transformers', which is not among the requirements."""
+    monkeypatch.setitem(segmentation_step.PACE, "cpu", ONCE)
+    monkeypatch.setattr(segmentation_step, "CFG", "configs/segmentation/shapes_dwnet_plain.yaml")
+    arguments = ["--size", "32", "--output", str(tmp_path)]
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert exit_code(segmentation_step.run, arguments) == 69
+    assert "pip install transformers" in capsys.readouterr().err
+    monkeypatch.setattr(segmentation_step, "theirs", segmentation_step.ours)
+    assert exit_code(segmentation_step.run, arguments) == 0
+    timings = json.loads((tmp_path / "segmentation_step_cpu.json").read_text())["results"]
+    assert list(timings) == ["transformers", "ours", "transformers" + AGAIN]
+    assert all(timing["median"] > 0 for timing in timings.values())
+
+
+def test_a_segmentation_step_lowers_the_loss():
+    config = load_config("configs/segmentation/shapes_dwnet_plain.yaml")[0]
+    learner, loss = segmentation_step.ours(config, 32)
+    batch = torch.randn(2, 3, 32, 32), torch.randint(150, (2, 32, 32))
+    step = segmentation_step.training_step((learner, loss), batch, CPU)
+    with torch.no_grad():
+        before = loss(*batch).item()
+    for _ in range(3):
+        step()
+    with torch.no_grad():
+        assert loss(*batch).item() < before
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import yaml
 from PIL import Image
 
 from tasks.segmentation.labels import IGNORE, palette
+from tasks.segmentation.shapes import CLASSES, Shapes
 from tools import demo_segmentation
 from tools.shared.overlay import OPACITY, overlay
 
@@ -20,6 +21,20 @@ def test_a_class_colours_its_pixels_and_what_is_ignored_stays():
 def test_colours_differ():
     assert len({tuple(colour) for colour in palette(150).tolist()}) == 150
     assert palette(3).tolist() == [[128, 0, 0], [0, 128, 0], [128, 128, 0]]  # Pascal VOC's 1, 2 and 3
+
+
+def test_what_a_shape_is_can_be_told_by_its_mean_colour():
+    """Else a model of the demo's size does not learn it in minutes."""
+    examples = [Shapes("train", 120, (64, 64)).example(index) for index in range(120)]
+    seen = [
+        (label, np.asarray(image)[labels == label].mean(axis=0))
+        for image, labels in examples
+        for label in set(labels.flat)
+    ]
+    means = [np.mean([colour for other, colour in seen if other == label], axis=0) for label in range(len(CLASSES))]
+    right = [label == np.argmin([np.abs(colour - mean).sum() for mean in means]) for label, colour in seen]
+    assert np.mean(right) > 0.8
+    assert np.mean([np.mean(labels > 0) for _, labels in examples]) > 0.2
 
 
 def test_the_demo_trains_and_draws(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,8 @@ from utils.errors import ConfigError
 CLASSES = ("background", "disc", "square", "triangle", "cross")
 LENGTHS = (16, 3, 5, 8, 12)  # of the waves of each class, in pixels
 DEFAULTS = {"train": 256, "val": 64}
-GREY, BRIGHT = (0, 20), (50, 100)  # levels from grey of a background and of a shape
+COLOURS = ((127, 127, 127), (210, 60, 60), (60, 170, 60), (60, 90, 210), (200, 180, 50))
+SPREAD = 40  # levels up or down from that colour in each channel
 # Corners of the shapes in a square from -1 to 1; the disc has none.
 CORNERS = {
     2: [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
@@ -25,12 +26,12 @@ CORNERS = {
 def texture(random, label, height, width):
     """uint8 (height, width, 3): a colour that waves in a random direction, with noise.
 
-    The background is nearly grey, shapes are not; each class has a wave length of its own, seen sooner than its form.
+    Each class has a colour, which varies, and a wave length of its own: both are learned sooner than its form.
     """
     rows, columns = np.mgrid[:height, :width]
     angle = random.uniform(0, np.pi)
     waves = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / LENGTHS[label])[..., None]
-    colour = 127 + random.uniform(*(BRIGHT if label else GREY), 3) * random.choice([-1, 1], 3)
+    colour = COLOURS[label] + random.uniform(-SPREAD, SPREAD, 3)
     change = random.uniform(-40, 40, 3)
     noise = random.normal(0, 8, (height, width, 3))
     return np.clip(colour + waves * change + noise, 0, 255).astype(np.uint8)
@@ -38,7 +39,7 @@ def texture(random, label, height, width):
 
 def outline(random, label, height, width):
     """A shape of class `label` as (centre, corners) or (centre, radius), a little turned, somewhere in the image."""
-    radius = random.uniform(0.16, 0.28) * min(height, width)
+    radius = random.uniform(0.2, 0.32) * min(height, width)
     centre = np.array([random.uniform(radius, side - radius) for side in (width, height)])
     turn = random.uniform(-np.pi / 8, np.pi / 8)
     if label not in CORNERS:
@@ -48,7 +49,7 @@ def outline(random, label, height, width):
 
 
 class Shapes(ImageDataset):
-    """One to three bright shapes on a grey texture, each with one of its own; later ones may cover earlier ones."""
+    """One to three shapes on a grey texture, each with one of its own; later ones may cover earlier ones."""
 
     def __init__(self, part, count, size):
         super().__init__(np.zeros(count))
