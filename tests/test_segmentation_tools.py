@@ -21,7 +21,7 @@ from tests.tiny import arguments
 from tools import compare, plot, report
 from tools.cam import __main__ as cam
 from tools.export import __main__ as export
-from tools.export.formats import PoolSum, open_onnx, open_safetensors
+from tools.export.formats import ExportError, PoolSum, open_onnx, open_safetensors
 from tools.shared.trained import load_model
 from tools.sweep import __main__ as sweep
 from tools.table import __main__ as table
@@ -180,6 +180,8 @@ def test_onnx_takes_any_size(trained, tmp_path, capsys):
     for shape in ((1, 3, 40, 48), (2, 3, 17, 61)):
         images = torch.randn(shape)
         torch.testing.assert_close(run_file(images), expected_scores(trained, images), rtol=0, atol=1e-4)
+    with pytest.raises(ExportError, match=r"cannot run it on \(1, 4, 24, 32\)"):
+        run_file(torch.zeros(1, 4, 24, 32))
     card = (tmp_path / "model.onnx.md").read_text()
     row = json.loads((trained / "summary.json").read_text())["best"]
     for part in ("(any batch, 3, any height, any width)", "(batch, 5, height, width)", f"mIoU {row['miou']:.2f} % on",

@@ -207,7 +207,15 @@ def open_onnx(path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+    def run(images):
+        try:
+            return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        except Exception as error:  # onnxruntime's have no class in common
+            reason = str(error).splitlines()[0]
+            raise ExportError(f"onnxruntime cannot run it on {tuple(images.shape)}: {reason}") from error
+
+    return run
 
 
 def prepare_program(loaded, batch):
