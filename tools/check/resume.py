@@ -1,7 +1,7 @@
 """A whole small run rehearsed in a temporary folder: uninterrupted, and stopped by a signal and continued.
 
-The real thing but for the data (made up), the number of steps and the size of the images. It shows whether a stopped run
-continues as if it had not been, and which keys of the configuration a run asks for.
+The real thing but for the data (made up), the number of steps and the size of the images. It shows whether a stopped
+run continues as if it had not been, and which keys of the configuration a run asks for.
 """
 
 import functools
