@@ -4,7 +4,9 @@ import re
 
 import pytest
 
+import tasks
 from tests.check_subjects import Crashing, Interrupting, Loud, enter
+from tests.regression import Regression
 from tests.tiny import write_config
 from tools.check.__main__ import CHECKS, main
 
@@ -93,6 +95,13 @@ def test_mistakes_are_one_line(run, arguments, code, says):
     assert (result, lines) == (code, [])
     assert len(errors) == 1
     assert says in errors[0]
+
+
+def test_a_task_without_checks_is_one_line(run, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "regression", Regression)
+    code, lines, errors = run(TASK="regression")
+    assert (code, lines) == (64, [])
+    assert errors == ["error[config] TASK: regression - tools.check knows classification, segmentation"]
 
 
 def test_a_configuration_is_needed(capsys):

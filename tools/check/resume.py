@@ -1,7 +1,7 @@
 """A whole small run rehearsed in a temporary folder: uninterrupted, and stopped by a signal and continued.
 
-The real thing but for the data (noise), the number of steps and the size of the images. It shows whether a stopped run
-continues as if it had not been, and which keys of the configuration a run asks for.
+The real thing but for the data (made up), the number of steps and the size of the images. It shows whether a stopped
+run continues as if it had not been, and which keys of the configuration a run asks for.
 """
 
 import functools
@@ -46,7 +46,7 @@ def check_resume(subject):
         resumed = run_until(config, subject.world)
     different = [place for part in PARTS for place in differences(straight[part], resumed[part], part)]
     same_place = straight["progress"]["step"] == resumed["progress"]["step"] == STEPS
-    run = f"{STOP} steps, stopped, {STEPS - STOP} more, against {STEPS} at once, batches of {BATCH} noise images"
+    run = f"{STOP} steps, stopped, {STEPS - STOP} more, against {STEPS} at once, batches of {BATCH} made-up images"
     run += subject.trial.remark
     if different or not same_place:
         advice = "something that training changes is neither in state_dict() nor a function of seed and step"
@@ -87,7 +87,7 @@ def straight_run(subject):
 
 
 def shortened(subject, folder):
-    """The configuration with noise for data, a few small batches and a folder of its own; the recipe stays."""
+    """The configuration with made-up data, a few small batches and a folder of its own; the recipe stays."""
     accumulation = min(2, subject.config.TRAIN.ACCUMULATION_STEPS)
     images = BATCH * accumulation * STEPS
     return changed(
