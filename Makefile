@@ -1,14 +1,18 @@
 # make demo: train on an embedded dataset in two minutes.  make test: lint and the whole test suite.
+# make demo-segmentation: the same for segmentation, on images that the project draws, with a picture.
 # make quick: lint and the tests to run while writing.
 # All create .venv from the requirements on their first call; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV := .venv
 WORKERS ?= 2
 
-.PHONY: demo test quick clean
+.PHONY: demo demo-segmentation test quick clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m tools.demo
+
+demo-segmentation: $(VENV)/ready
+	$(VENV)/bin/python -m tools.demo_segmentation
 
 test: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .

@@ -18,6 +18,7 @@ from utils.yaml_lines import Leaf, parse_value, read_leaves, shown_path
 
 # When a key has no effect, for those that share the reason.
 ALONE = "there is one process"
+NO_AUXILIARY = "SEG.AUX_WEIGHT is 0, or TASK is not segmentation"
 NO_AVERAGE = "TRAIN.EMA.ENABLE is false"
 NO_GPU = "the device is no GPU"
 NO_SHORTCUT = "there is no shortcut (MODEL.SHORTCUT.KERNELS is []), or TIED with SPAN 1"
@@ -25,6 +26,7 @@ NO_STEPS = "only LR_SCHEDULER.NAME step decays in epochs"
 NOT_ERASED = "AUG.REPROB is 0"
 NOT_MIXED = "neither AUG.MIXUP nor AUG.CUTMIX is on"
 NOT_RESIZED = "AUG.CROP is not resized"
+NOT_SEGMENTED = "TASK is not segmentation"
 OFF_AMP = "AMP.ENABLE is false"
 ON_CPU = "the images are augmented on the CPU here (DATA.PIPELINE)"
 OTHER_OPTIMIZER = "TRAIN.OPTIMIZER.NAME does not have it"
@@ -78,8 +80,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         "torch (plain modules), triton (one GPU operator) or auto (triton on NVIDIA GPUs)",
         must.one_of("auto", "torch", "triton"), free=True, idle=NO_SHORTCUT),
 
-    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake",
-        must.NOT_EMPTY, built=False),
+    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake; "
+        "segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes", must.NOT_EMPTY, built=False),
     "DATA.DATA_PATH": Key("", "folder that holds the dataset", free=True, kind=file_path,
         idle="the dataset needs no files"),
     "DATA.IMG_SIZE": Key(224, "side in pixels, or [HEIGHT, WIDTH]", must.PIXELS, kind=image_size, built=False),
@@ -115,6 +117,34 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "DATA.MEAN": Key([], "of the channels, for normalisation; []: the dataset's own", must.CHANNELS, kind=float),
     "DATA.STD": Key([], "standard deviations, likewise", must.DEVIATIONS, kind=float),
 
+    "DATA.CLASSES": Key([], "names of segfolder's classes; []: from classes.txt beside train/", kind=str, built=False,
+        idle="DATA.DATASET is not segfolder"),
+    "DATA.IGNORE": Key(255, "number in label files that stands for no class", must.BYTE, built=False,
+        idle=NOT_SEGMENTED),
+    "DATA.REDUCE_ZERO_LABEL": Key(False, "0 in label files stands for no class, 1 for the first one", built=False,
+        idle=NOT_SEGMENTED),
+
+    "SEG.HEAD": Key("upernet", "upernet, mlp (SegFormer's, for small data and CPUs) or fcn (on the third map alone)",
+        must.NOT_EMPTY, built=False, idle=NOT_SEGMENTED),
+    "SEG.CHANNELS": Key(512, "width of the head", must.at_least(1), built=False, idle=NOT_SEGMENTED),
+    "SEG.AUX_WEIGHT": Key(0.4, "share of an auxiliary FCN head in the loss; 0: there is none", must.at_least(0),
+        built=False, idle=NOT_SEGMENTED),
+    "SEG.AUX_CHANNELS": Key(256, "width of the auxiliary head", must.at_least(1), built=False, idle=NO_AUXILIARY),
+    "SEG.DROPOUT": Key(0.1, "probability of dropping a whole channel before the last layer of each head",
+        must.FRACTION, built=False, idle=NOT_SEGMENTED),
+    "SEG.DIVIDE_BY": Key("all", "the summed cross entropy: by all pixels (the reference) or by the counted ones",
+        must.one_of("all", "counted"), built=False, idle=NOT_SEGMENTED),
+    "SEG.CLASS_WEIGHTS": Key([], "of the loss, one for each class; []: all 1", must.WEIGHTS, kind=float,
+        built=False, idle=NOT_SEGMENTED),
+    "SEG.SCALE": Key([2048, 512], "[LONG, SHORT] limits that images are fitted within, keeping their ratio; []: as is",
+        must.LIMITS, kind=int, built=False, idle=NOT_SEGMENTED),
+    "SEG.RATIO": Key([0.5, 2.0], "[MIN, MAX] factor of SCALE in training, before the crop of DATA.IMG_SIZE",
+        must.RATIOS, built=False, idle=NOT_SEGMENTED),
+    "SEG.CAT_MAX_RATIO": Key(0.75, "crops are drawn again where one class covers such a share; 1: any crop",
+        must.PROBABILITY, built=False, idle=NOT_SEGMENTED),
+    "SEG.PHOTOMETRIC": Key(True, "distort brightness, contrast, saturation and hue in training", built=False,
+        idle=NOT_SEGMENTED),
+
     "AUG.RESIZE_FIRST": Key(False,
         "resize images smaller than IMG_SIZE to it (bilinear) before the crop: the paper's recipe"),
     "AUG.CROP": Key("resized", "resized (random area and ratio), padded (zero padding 4*size/32, random crop) or none",
@@ -142,15 +172,18 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         must.one_of("batch", "pair", "elem"), idle=NOT_MIXED),
 
     "TRAIN.EPOCHS": Key(300, "passes over the training set, warm-up included", must.at_least(1), built=False),
+    "TRAIN.STEPS": Key(0, "optimizer steps of the whole training instead of EPOCHS; 0: EPOCHS counts",
+        must.at_least(0), built=False),
     "TRAIN.WARMUP_EPOCHS": Key(20.0, "epochs (fractions allowed) of linear rise from WARMUP_LR to the base rate",
         must.at_least(0)),
+    "TRAIN.WARMUP_STEPS": Key(0, "the same in optimizer steps; 0: WARMUP_EPOCHS counts", must.at_least(0)),
     "TRAIN.WEIGHT_DECAY": Key(0.05, "decoupled for AdamW", must.at_least(0), idle="every parameter is exempt"),
     "TRAIN.NO_WEIGHT_DECAY": Key(["1d", "pos_embed", "cls_token", "relative_position_bias_table", "layer_scale"],
         "exempt: parameters of at most one dimension (1d), and those with such a piece in their names",
         idle="weight decay is 0, or no parameter has such a name"),
     "TRAIN.BASE_LR": Key(5e-4, "learning rate after the warm-up, before LR_SCALING", must.at_least(0)),
-    "TRAIN.WARMUP_LR": Key(5e-7, "learning rate of the first step", must.at_least(0), idle="TRAIN.WARMUP_EPOCHS is 0"),
-    "TRAIN.MIN_LR": Key(5e-6, "where the cosine or linear schedule ends",
+    "TRAIN.WARMUP_LR": Key(5e-7, "learning rate of the first step", must.at_least(0), idle="there is no warm-up"),
+    "TRAIN.MIN_LR": Key(5e-6, "where the cosine, linear or poly schedule ends",
         must.at_least(0), idle="the schedule is constant"),
     "TRAIN.LR_SCALING": Key("none", "the three rates times global batch / LR_SCALING_BATCH (linear) or its root (sqrt)",
         must.one_of("none", "linear", "sqrt")),
@@ -166,8 +199,10 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         must.at_least(0)),
     "TRAIN.AUTO_RESUME": Key(True, "continue from the newest good checkpoint of the run folder", free=True),
     "TRAIN.ALLOW_CHANGES": Key(False, "resume although the configuration differs from the checkpoint's", free=True),
-    "TRAIN.LR_SCHEDULER.NAME": Key("cosine", "cosine, linear, step or constant",
-        must.one_of("cosine", "linear", "step", "constant")),
+    "TRAIN.LR_SCHEDULER.NAME": Key("cosine", "cosine, linear, poly, step or constant",
+        must.one_of("cosine", "linear", "poly", "step", "constant")),
+    "TRAIN.LR_SCHEDULER.POWER": Key(1.0, "poly: of the share of steps that are left, counted from the first one",
+        must.at_least(0), idle="only LR_SCHEDULER.NAME poly has a power"),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": Key(30, "step: epochs between two decays", must.at_least(1), idle=NO_STEPS),
     "TRAIN.LR_SCHEDULER.DECAY_RATE": Key(0.1, "step: factor of one decay", must.PROBABILITY, idle=NO_STEPS),
     "TRAIN.OPTIMIZER.NAME": Key("adamw", "any optimizer of timm: adamw, sgd, lamb, ...", built=False),
@@ -185,7 +220,7 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "AMP.RESIDUAL": Key("float32", "tokens between the blocks; bfloat16: half the traffic, each sum rounded to 8 bits",
         must.one_of("float32", "bfloat16")),
     "AMP.DTYPE": Key("auto",
-        "auto (bfloat16 where the device has it), bfloat16, float16 (with loss scaling) or float32",
+        "auto (bfloat16 where the device has it; on CPUs for large models), bfloat16, float16 (scaled loss) or float32",
         must.one_of("auto", "bfloat16", "float16", "float32"), idle=OFF_AMP),
 
     "SAVE.EPOCHS": Key(0, "write epoch_N.pth every so many epochs; 0: only last.pth and best.pth",
@@ -195,7 +230,17 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         must.at_least(0), free=True),
     "SAVE.STEPS": Key(0, "the same, in optimizer steps", must.at_least(0), free=True),
 
+    "TEST.EPOCHS": Key(1, "epochs from one evaluation to the next", must.at_least(1), built=False),
+    "TEST.STEPS": Key(0, "the same in optimizer steps, inside epochs too; 0: EPOCHS counts", must.at_least(0),
+        built=False),
     "TEST.CROP": Key(True, "resize to IMG_SIZE / 0.875, then centre crop; False: resize to IMG_SIZE"),
+    "TEST.MODE": Key("whole", "images of any size in one piece, or slide: in windows of IMG_SIZE",
+        must.one_of("whole", "slide"), built=False, idle=NOT_SEGMENTED),
+    "TEST.STRIDE": Key(2 / 3, "from one window to the next, as a share of IMG_SIZE", must.SHARE,
+        built=False, idle="TEST.MODE is whole, or TASK is not segmentation"),
+    "TEST.SCALES": Key([1.0], "sizes of the image whose probabilities are averaged", must.SCALES, kind=float,
+        built=False, idle=NOT_SEGMENTED),
+    "TEST.FLIP": Key(False, "average with the mirrored image", built=False, idle=NOT_SEGMENTED),
     "TEST.WEIGHTS": Key("auto", "evaluate model, ema or auto (ema where there is one)",
         must.one_of("auto", "model", "ema"),
         idle=NO_AVERAGE),

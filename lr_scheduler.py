@@ -6,12 +6,16 @@ Nothing here has a state, so a resumed run cannot be out of step with the schedu
 import math
 from dataclasses import dataclass
 
+from utils.errors import ConfigError
+
 SHAPES = {  # what is left of the way from base_lr down to min_lr; `progress` runs from 0 to 1 after the warm-up
     "cosine": lambda progress, **_: 0.5 * (1.0 + math.cos(math.pi * progress)),
     "linear": lambda progress, **_: 1.0 - progress,
     "constant": lambda progress, **_: 1.0,
     # whole `decay_steps` passed, counted from the first step
-    "step": lambda progress, *, step, decay_steps, decay_rate: decay_rate ** (step // decay_steps),
+    "step": lambda progress, *, step, decay_steps, decay_rate, **_: decay_rate ** (step // decay_steps),
+    # counted from the first step, so that it falls during the warm-up already, as in mmcv
+    "poly": lambda progress, *, done, power, **_: (1.0 - done) ** power,
 }
 
 
@@ -20,8 +24,9 @@ class Schedule:
     """`schedule(step)` is the learning rate of optimizer step `step` (0-based).
 
     Linear warm-up from `warmup_lr` to `base_lr` over `warmup_steps`, then `name` from `base_lr` to `min_lr` over the
-    remaining steps (the last step would be followed by exactly `min_lr`). Steps are optimizer steps: gradient
-    accumulation does not stretch or shorten the schedule.
+    remaining steps (the last step would be followed by exactly `min_lr`). With "poly", which falls from the first step
+    on, the warm-up multiplies what it gives by the same rise: warmup_lr / base_lr is its first factor.
+    Steps are optimizer steps: gradient accumulation does not stretch or shorten the schedule.
     """
 
     name: str
@@ -32,15 +37,22 @@ class Schedule:
     min_lr: float = 0.0
     decay_steps: int = 1
     decay_rate: float = 0.1
+    power: float = 1.0
 
     def __call__(self, step):
         """Learning rate of `step`."""
-        if step < self.warmup_steps:
-            return self.warmup_lr + (self.base_lr - self.warmup_lr) * step / self.warmup_steps
+        if step >= self.warmup_steps:
+            return self.decayed(step)
+        rising = self.warmup_lr + (self.base_lr - self.warmup_lr) * step / self.warmup_steps
+        return rising * (self.decayed(step) / (self.base_lr or 1.0)) if self.name == "poly" else rising
+
+    def decayed(self, step):
+        """Learning rate of `step` without the warm-up."""
         remaining = max(1, self.total_steps - self.warmup_steps)
         progress = min(1.0, (step - self.warmup_steps) / remaining)
         decay = {"step": step, "decay_steps": self.decay_steps, "decay_rate": self.decay_rate}
-        shape = SHAPES[self.name](progress, **decay)
+        done = min(1.0, step / self.total_steps)
+        shape = SHAPES[self.name](progress, done=done, power=self.power, **decay)
         return self.min_lr + (self.base_lr - self.min_lr) * shape
 
     def apply(self, optimizer, step):
@@ -58,8 +70,13 @@ def scaled_lr(base_lr, global_batch, scaling, reference_batch):
 
 
 def build_scheduler(config, steps_per_epoch, global_batch):
-    """The `Schedule` of a configuration; warm-up epochs may be fractions."""
+    """The `Schedule` of a configuration; warm-up epochs may be fractions. Raises ConfigError if it only warms up."""
     train = config.TRAIN
+    total_steps = train.STEPS or train.EPOCHS * steps_per_epoch
+    warmup_steps = train.WARMUP_STEPS or round(train.WARMUP_EPOCHS * steps_per_epoch)
+    if (train.STEPS or train.WARMUP_STEPS) and warmup_steps >= total_steps:
+        key = "WARMUP_STEPS" if train.WARMUP_STEPS else "WARMUP_EPOCHS"
+        raise ConfigError(f"TRAIN.{key}: {warmup_steps} steps of warm-up - allowed: below all {total_steps}")
 
     def scale(rate):
         return scaled_lr(rate, global_batch, train.LR_SCALING, train.LR_SCALING_BATCH)
@@ -69,8 +86,9 @@ def build_scheduler(config, steps_per_epoch, global_batch):
         base_lr=scale(train.BASE_LR),
         warmup_lr=scale(train.WARMUP_LR),
         min_lr=scale(train.MIN_LR),
-        total_steps=train.EPOCHS * steps_per_epoch,
-        warmup_steps=round(train.WARMUP_EPOCHS * steps_per_epoch),
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
         decay_steps=max(1, round(train.LR_SCHEDULER.DECAY_EPOCHS * steps_per_epoch)),
         decay_rate=train.LR_SCHEDULER.DECAY_RATE,
+        power=train.LR_SCHEDULER.POWER,
     )

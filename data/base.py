@@ -60,7 +60,11 @@ class ImageDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index):
-        return self.load(index), int(self.labels[index])
+        return self.example(index)
+
+    def example(self, index, note=ignore):
+        """(the RGB PIL image, its label): an int here, a map of labels in subclasses. Raises as `load`."""
+        return self.load(index, note), int(self.labels[index])
 
     def load(self, index, note=ignore):
         """The RGB PIL image. `note(kind, name)` receives remarks. Raises DataError or MissingError naming the file."""
@@ -114,6 +118,10 @@ class Subset(ImageDataset):
     def load(self, index, note=ignore):
         """The RGB PIL image of `index`."""
         return self.dataset.load(int(self.indices[index]), note)
+
+    def example(self, index, note=ignore):
+        """The image of `index` and its label."""
+        return self.dataset.example(int(self.indices[index]), note)
 
     def content(self, index):
         """The bytes of the image in the whole dataset."""

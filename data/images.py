@@ -51,15 +51,24 @@ def load_image(source, name, note=ignore):
     Raises DataError (empty, broken, truncated, not an image, too large), MissingError (absent, not readable) or
     StorageError (the disk failed), each naming the file.
     """
+
+    def rgb(image):
+        if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
+            note("image with several frames: only the first one is used", name)
+        image.load()
+        return to_rgb(upright(image), name)
+
+    return decode(source, name, rgb, note)
+
+
+def decode(source, name, convert, note=ignore, formats=FORMATS):
+    """`convert(image)` of the open PIL image of a path or of the bytes of a file. Raises as `load_image`."""
     content = source if isinstance(source, bytes) else read_file(source, name)
     if not content:
         raise DataError(f"{name}: empty file (0 bytes)")
     try:
-        with said_by_pillow(name, note), Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
-                note("image with several frames: only the first one is used", name)
-            image.load()
-            return to_rgb(upright(image), name)
+        with said_by_pillow(name, note), Image.open(io.BytesIO(content), formats=formats) as image:
+            return convert(image)
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image of a known format (it starts with {content[:12]!r})") from None
     except Image.DecompressionBombError as error:

@@ -45,22 +45,22 @@ class Reading:
 
 
 class CpuLoaders:
-    """Makes loaders whose workers decode and augment with PIL."""
+    """Makes loaders whose workers decode and augment with PIL; `joint`: images with their labels (data/samples.py)."""
 
-    def __init__(self, reading):
-        self.reading = reading
+    def __init__(self, reading, joint=False):
+        self.reading, self.joint = reading, joint
 
     def train(self, images, transform):
         """The training loader."""
         reading = self.reading
-        samples = TrainSamples(images, transform, reading.seed, reading.skip_bad)
+        samples = TrainSamples(images, transform, reading.seed, reading.skip_bad, self.joint)
         images.prepare()
         return TrainLoader(BatchReader(samples, **reading.options), reading.sampler(images))
 
     def evaluation(self, name, images, transform):
         """The loader of 'val' or 'test'."""
         images.prepare()
-        reader = BatchReader(EvalSamples(images, transform), **self.reading.options)
+        reader = BatchReader(EvalSamples(images, transform, self.joint), **self.reading.options)
         return EvalLoader(reader, **self.reading.share)
 
 

@@ -47,10 +47,13 @@ def bad_image_limit(size):
 
 
 class EvalSamples(Dataset):
-    """Images for evaluation by index; one that cannot be read is always an error."""
+    """Images for evaluation by index; one that cannot be read is always an error.
 
-    def __init__(self, images, transform):
-        self.images, self.transform = images, transform
+    transform: PIL image -> tensor (3, H, W), or, if `joint`, (PIL image, label) -> (tensor, label).
+    """
+
+    def __init__(self, images, transform, joint=False):
+        self.images, self.transform, self.joint = images, transform, joint
 
     def __len__(self):
         return len(self.images)
@@ -58,10 +61,14 @@ class EvalSamples(Dataset):
     def __getitem__(self, index):
         notes = []
         try:
-            image = self.images.load(index, lambda *note: notes.append(note))
+            example = self.images.example(index, lambda *note: notes.append(note))
         except RunError as error:
             return error
-        return Sample(self.transform(image), int(self.images.labels[index]), [], notes)
+        return Sample(*self.transformed(*example), [], notes)
+
+    def transformed(self, image, label):
+        """(tensor, label) of a PIL image and its label."""
+        return self.transform(image, label) if self.joint else (self.transform(image), label)
 
 
 class TrainSamples(EvalSamples):
@@ -71,8 +78,8 @@ class TrainSamples(EvalSamples):
     every process, so that no batch changes its size. Otherwise it is an error.
     """
 
-    def __init__(self, images, transform, seed, skip_bad=False):
-        super().__init__(images, transform)
+    def __init__(self, images, transform, seed, skip_bad=False, joint=False):
+        super().__init__(images, transform, joint)
         self.seed = int(seed)
         self.attempts = min(len(images), bad_image_limit(len(images)) + 1) if skip_bad else 1
 
@@ -80,27 +87,26 @@ class TrainSamples(EvalSamples):
         epoch, index = key
         left_out, notes = [], []
         try:
-            image, label = self.read(index, left_out, notes)
+            example = self.read(index, left_out, notes)
         except RunError as error:
             return error
-        return Sample(self.augment(image, epoch, index), label, left_out, notes)
+        return Sample(*self.augment(*example, epoch, index), left_out, notes)
 
-    def augment(self, image, epoch, index):
-        """The tensor of a PIL image."""
+    def augment(self, image, label, epoch, index):
+        """(tensor, label) of a PIL image and its label."""
         keys = self.seed, "augment", epoch, index
         if get_worker_info():  # nobody reads a worker's generators afterwards, and restoring is most of the cost
             seed_host(*keys)
-            return self.transform(image)
+            return self.transformed(image, label)
         with seeded(*keys):
-            return self.transform(image)
+            return self.transformed(image, label)
 
     def read(self, index, left_out, notes):
-        """The image of `index`, or of the next index that can be read; adds what was left out and remarked."""
+        """Image and label of `index`, or of the next index that can be read; adds what was left out and remarked."""
         for step in range(self.attempts):
             place = (index + step) % len(self.images)
             try:
-                image = self.images.load(place, lambda *note: notes.append(note))
-                return image, int(self.images.labels[place])
+                return self.images.example(place, lambda *note: notes.append(note))
             except (DataError, MissingError) as error:
                 if self.attempts == 1:
                     raise

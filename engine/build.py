@@ -15,6 +15,7 @@ from models.weights.pretrained import load_pretrained
 from optimizer import build_optimizer
 from utils.amp import amp_dtype, set_float32_products
 from utils.errors import ConfigError
+from utils.flops import count_macs
 from utils.seed import seed_all
 
 
@@ -35,14 +36,18 @@ def build(config, world, log, training=True):
     return task, model.to(world.device)
 
 
-def build_settings(config, world):
-    """`StepSettings` of a configuration."""
+def build_settings(config, world, model=None):
+    """`StepSettings` of a configuration; `model` is what AMP.DTYPE auto is decided by on CPUs."""
+
+    def macs():
+        return count_macs(model, config.DATA.IMG_SIZE)["total"] if model is not None else 0
+
     return StepSettings(
         world=world,
         seed=config.SEED,
         accumulation=config.TRAIN.ACCUMULATION_STEPS,
         clip_grad=config.TRAIN.CLIP_GRAD,
-        amp_dtype=amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, world.device),
+        amp_dtype=amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, world.device, macs),
         max_skipped=config.TRAIN.MAX_SKIPPED_STEPS,
         print_freq=config.PRINT_FREQ,
     )
@@ -70,7 +75,7 @@ def build_state(config, world, task, model):
         model=model,
         runner=runner,
         evaluator=evaluator,
-        eval_runner=compiled(evaluator, config, world),
+        eval_runner=compiled(evaluator, config, world) if task.one_size else evaluator,
         optimizer=build_optimizer(config, model, schedule.base_lr),
         schedule=schedule,
         statistics=statistics,

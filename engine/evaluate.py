@@ -44,7 +44,7 @@ def evaluate_checkpoint(config, world, log):
     """--eval --resume FILE: the exact figures of that file, and of no other."""
     task, model = build(config, world, log, training=False)
     world.together(lambda: load_for_evaluation(task, model, config, log))
-    settings, runner = build_settings(config, world), compiled(model, config, world)
+    settings, runner = build_settings(config, world, model), compiled(model, config, world)
     with StopSignals() as stop:
         for name, loader in (("val", task.data.val), ("test", task.data.test)):
             if loader is not None:

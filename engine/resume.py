@@ -87,6 +87,9 @@ def check_same_run(config, world, payload, path, facts=None, per_epoch=None):
     pipelines = stored.get("pipeline", "cpu"), facts.get("pipeline", "cpu")
     if len(set(pipelines)) > 1 and "DATA.PIPELINE" not in [key for key, *_ in changes]:
         changes.append(("DATA.PIPELINE", *pipelines))  # what 'auto' chose then and what it chooses here
+    formats = stored.get("cpu_amp"), facts.get("cpu_amp")  # None: on another device, where it may be another one
+    if None not in formats and len(set(formats)) > 1 and "AMP.DTYPE" not in [key for key, *_ in changes]:
+        changes.append(("AMP.DTYPE", *formats))
     if payload["world_size"] != world.size:
         changes.append(("processes", payload["world_size"], world.size))
     changes += changed_images(stored.get("parts"), facts.get("parts"))

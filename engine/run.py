@@ -1,6 +1,7 @@
 """One start of a training run: continues it, keeps its folder true, and ends it with the right exit code."""
 
 import time
+from dataclasses import replace
 
 from engine import resume
 from engine.build import build_settings, global_batch
@@ -26,8 +27,11 @@ class Run:
         self.task, self.state, self.config, self.world, self.log = task, state, config, world, log
         self.folder = RunFolder.of(config)
         self.stop = StopSignals()
-        self.settings = build_settings(config, world)
         self.per_epoch = steps_per_epoch(task.data.train.batches_per_epoch, config.TRAIN.ACCUMULATION_STEPS)
+        self.between = config.TEST.STEPS or config.TEST.EPOCHS * self.per_epoch  # steps from one evaluation to the next
+        self.evaluations = -(-state.schedule.total_steps // self.between)
+        self.passes = -(-state.schedule.total_steps // self.per_epoch)
+        self.settings = replace(build_settings(config, world, state.model), between=self.between)
         self.saved_step = None
         self.params = sum(parameter.numel() for parameter in state.model.parameters())
         self.macs = count_macs(state.model, config.DATA.IMG_SIZE)["total"]
@@ -79,8 +83,11 @@ class Run:
         return False
 
     def epochs(self):
-        """The epochs (0-based) that are left; each is over when `finish_epoch` was called for it."""
-        while len(self.history) < self.config.TRAIN.EPOCHS:
+        """The epochs (0-based) that are left; each is over when `finish_epoch` was called for it.
+
+        An epoch is what lies between two evaluations: a pass over the data, or as TEST.EPOCHS and TEST.STEPS have it.
+        """
+        while len(self.history) < self.evaluations:
             yield len(self.history)
 
     def best(self):
@@ -102,14 +109,19 @@ class Run:
     def _restore(self, path):
         payload = checkpoint.load(path)
         self.task.check_facts(payload.get("data", {}), path)
-        changes = resume.check_same_run(self.config, self.world, payload, path, self.task.facts(), self.per_epoch)
-        resume.restore(self.state, payload, path, self.per_epoch)
+        changes = resume.check_same_run(self.config, self.world, payload, path, self.facts(), self.between)
+        resume.restore(self.state, payload, path, self.between)
         self.saved_step = self.state.progress.step
         return changes
 
+    def facts(self):
+        """The task's, and on a CPU what AMP.DTYPE auto chose, which the machine has a say in."""
+        amp = {"cpu_amp": str(self.settings.amp_dtype or "float32")} if self.world.device.type == "cpu" else {}
+        return self.task.facts() | amp
+
     def is_complete(self):
         """Whether all epochs are trained and rank 0 finds the summary written."""
-        done = len(self.history) >= self.config.TRAIN.EPOCHS
+        done = len(self.history) >= self.evaluations
         return self.world.gather(done and (self.folder.path / "summary.json").exists())[0]
 
     def _prepare(self, command, config_text):
@@ -126,8 +138,10 @@ class Run:
     def _describe(self, path, changes):
         """What this run is, at its start."""
         config, state, log = self.config, self.state, self.log
+        chosen = self.settings.amp_dtype is not None and config.AMP.DTYPE == "auto" and self.world.device.type == "cpu"
         log.info(
-            f"{self.world.size} process(es) on {self.world.device}, amp {self.settings.amp_dtype or 'off'}, "
+            f"{self.world.size} process(es) on {self.world.device}, amp {self.settings.amp_dtype or 'off'}"
+            f"{' (AMP.DTYPE auto: this CPU has it, and the model is large)' * chosen}, "
             f"global batch {global_batch(config, self.world)} ({config.DATA.BATCH_SIZE} x {self.world.size} processes "
             f"x {config.TRAIN.ACCUMULATION_STEPS} accumulated), "
             f"learning rate {state.schedule.base_lr:g} (scaling {config.TRAIN.LR_SCALING}), "
@@ -161,7 +175,7 @@ class Run:
 
     def _save(self, name, keep_as=None):
         self._count_time()
-        payload = resume.to_payload(self.state, self.config, self.task.facts(), self.world, self.per_epoch)
+        payload = resume.to_payload(self.state, self.config, self.facts(), self.world, self.between)
         checkpoint.save(self.folder.checkpoints / name, payload, self.state.progress.step, keep_as)
 
     def _count_time(self):
@@ -175,7 +189,7 @@ class Run:
         self._count_time()
         seconds = progress.seconds - sum(row["seconds"] for row in self.history)  # of all starts of this epoch
         row = {
-            "epoch": epoch,
+            "epoch": (progress.step - 1) // self.per_epoch,  # the pass over the data that the last step belongs to
             "step": progress.step,
             "lr": self.state.optimizer.param_groups[0]["lr"],
             **{f"train_{name}": value for name, value in losses.items()},
@@ -183,14 +197,15 @@ class Run:
             "img_per_s": round(rate, 1),
             "seconds": round(seconds, 3),
         }
+        keeps = self._keeps(row)
         progress.close_epoch(row)
         best = self.best()
         if self.world.is_main:
             # last.pth comes last: after a kill in between, the resumed run repeats this and misses no file.
             if best is row:
                 self._save(checkpoint.BEST)
-            if self.config.SAVE.EPOCHS and (epoch + 1) % self.config.SAVE.EPOCHS == 0:
-                self._save(checkpoint.epoch_name(epoch))
+            if keeps:
+                self._save(checkpoint.epoch_name(row["epoch"]))
                 checkpoint.prune_epochs(self.folder.checkpoints, self.config.SAVE.KEEP)
             self._save(checkpoint.LAST, keep_as=checkpoint.PREVIOUS)
             self.folder.write_metrics(self.history)
@@ -198,10 +213,16 @@ class Run:
         self.log.scalars(row, epoch)
         parts = "".join(f"  {name} {value:.4f}" for name, value in losses.items() if name != "loss")
         self.log.info(
-            f"epoch {epoch + 1}/{self.config.TRAIN.EPOCHS}  train loss {losses['loss']:.4f}{parts}  "
+            f"epoch {row['epoch'] + 1}/{self.passes}  train loss {losses['loss']:.4f}{parts}  "
             f"val loss {result['loss']:.4f}  val {self.say(row)}  best {self.say(best)} in epoch {best['epoch'] + 1}  "
             f"{rate:.0f} img/s  {seconds:.1f} s"
         )
+
+    def _keeps(self, row):
+        """Whether epoch_N.pth is written: `row` is the first one from a multiple of SAVE.EPOCHS on."""
+        every = self.config.SAVE.EPOCHS
+        before = self.history[-1]["epoch"] + 1 if self.history else 0
+        return bool(every) and (row["epoch"] + 1) // every > before // every
 
     def finish(self):
         """After the last epoch: read the test set once if the epoch was chosen on held-out data, then summarise."""
@@ -209,7 +230,7 @@ class Run:
         self._count_time()
         if self.world.is_main:
             cost = {"params": self.params, "macs": self.macs}
-            report = summary(self.config, self.task, self.state.progress, test, cost)
+            report = summary(self.config, self.task, self.state.progress, test, {"epochs": self.passes, **cost})
             report |= {"command": self.command, **environment(self.world)}
             self.folder.write_exit("finished", 0, False)
             self.folder.write_json("summary.json", report)  # last, for it says that the run is complete

@@ -37,7 +37,8 @@ def environment(world):
 
 
 def summary(config, task, progress, test, cost):
-    """summary.json of a finished run: its best and final row, the row of the test set (or None), `cost` and origin."""
+    """summary.json of a finished run: its best and final row, the row of the test set (or None), `cost` (plain
+    values) and origin."""
     history = progress.history
     best, final = (
         {key: value for key, value in row.items() if key not in PACE}
@@ -47,7 +48,6 @@ def summary(config, task, progress, test, cost):
         "model": config.MODEL.TYPE,
         "dataset": task.name,
         "seed": config.SEED,
-        "epochs": config.TRAIN.EPOCHS,
         "best": best,
         "best_chosen_on": "held-out part of the training set" if test else "the validation set itself",
         "final": final,

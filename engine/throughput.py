@@ -52,7 +52,7 @@ def endless(loader):
 def measure(config, world, log):
     """Print the rates over all ranks, with the batch, device and number format they were measured with."""
     task, model = build(config, world, log)
-    state, settings = build_state(config, world, task, model), build_settings(config, world)
+    state, settings = build_state(config, world, task, model), build_settings(config, world, model)
     batches = endless(task.data.train)  # the passes of a loader share its workers: one at a time
     batch = next(batches)
     size, key = task.size(batch), (settings.seed, 0, 0, world.rank)

@@ -35,6 +35,7 @@ class StepSettings:
     amp_dtype: torch.dtype | None = None
     max_skipped: int = 0  # consecutive refused steps that are tolerated
     print_freq: int = 50
+    between: int = 0  # optimizer steps from one evaluation to the next; 0: a pass over the data
 
 
 @dataclass
@@ -195,9 +196,24 @@ def steps_per_epoch(batches, accumulation):
     return -(-batches // accumulation)
 
 
+def groups(loader, settings, step, end):
+    """The micro-batches of the optimizer steps from `step` to before `end`, a list for each, pass after pass."""
+    accumulation = settings.accumulation
+    per_epoch = steps_per_epoch(loader.batches_per_epoch, accumulation)
+    while step < end:
+        epoch, first = divmod(step, per_epoch)
+        batches = loader.epoch(epoch, start=first * accumulation)
+        for position in range(first, min(per_epoch, first + end - step)):
+            size = min(accumulation, loader.batches_per_epoch - position * accumulation)
+            settings.world.at(epoch * per_epoch + position)
+            yield [next_batch(batches) for _ in range(size)]
+        step = min(end, (epoch + 1) * per_epoch)
+
+
 def train_one_epoch(state, task, loader, epoch, settings, session):
     """Train from `state.progress.step` to the end of `epoch` (0-based); returns ({name: mean loss}, images per second).
 
+    An epoch is what lies between two evaluations, `settings.between` steps, of which the last one may have fewer.
     The names are 'loss' and those of the partial losses. `session` has `log`, `wishes()` (this rank's Wishes) and
     `save_last()`: when any rank has a wish, all of them act on it after the same step, by saving or by raising
     Interrupted. Raises NonFiniteError and what the data raise.
@@ -206,16 +222,12 @@ def train_one_epoch(state, task, loader, epoch, settings, session):
     progress = state.progress
     per_epoch = steps_per_epoch(loader.batches_per_epoch, settings.accumulation)
     monitor = EpochMonitor(state, task, settings, session.log, per_epoch)
-    first = progress.step - epoch * per_epoch
-    batches = loader.epoch(epoch, start=first * settings.accumulation)
-    for position in range(first, per_epoch):
-        size = min(settings.accumulation, loader.batches_per_epoch - position * settings.accumulation)
-        settings.world.at(progress.step)
-        group = [next_batch(batches) for _ in range(size)]
+    end = min(state.schedule.total_steps, (epoch + 1) * (settings.between or per_epoch))
+    for group in groups(loader, settings, progress.step, end):
         record, names = train_step(state, task, settings, group, session.wishes)
         progress.step += 1
         monitor.receive(monitor.reader.push(record, (progress.step - 1, names, group)))
-        monitor.show(epoch, sum(task.size(batch) for batch in group))
+        monitor.show(sum(task.size(batch) for batch in group))
         if monitor.stop or monitor.save:
             monitor.flush()
             monitor.save = False
@@ -264,17 +276,18 @@ class EpochMonitor:
         """Training images per second over all ranks in this epoch."""
         return self.images / (time.perf_counter() - self.started)
 
-    def show(self, epoch, images):
+    def show(self, images):
         """Progress every `print_freq` steps: loss, learning rate, images per second, memory, time left of the run."""
         self.steps += 1
         self.images += images * self.settings.world.size
         progress, total = self.state.progress, self.state.schedule.total_steps
+        epoch, epochs = (-(-steps // self.per_epoch) for steps in (progress.step, total))
         if progress.step % self.settings.print_freq:
             return
         left = (time.perf_counter() - self.started) / self.steps * (total - progress.step)
         self.log.progress(
             progress.step / total,
-            f"epoch {epoch + 1}/{total // self.per_epoch}  loss {progress.losses['loss']:.4f}  "
+            f"epoch {epoch}/{epochs}  loss {progress.losses['loss']:.4f}  "
             f"lr {self.state.optimizer.param_groups[0]['lr']:.2e}  {self.rate:.0f} img/s  "
             f"{memory_text(self.settings.world.device)}  left {duration(left)}",
         )

@@ -4,12 +4,12 @@ What timm's tools ask of every backbone beyond it is in models.timm_contract.
 """
 
 import torch
-from timm.layers import trunc_normal_
+from timm.layers import resample_abs_pos_embed, trunc_normal_
 from torch import nn
 
 from models import checks
 from models.checks import ArgumentError
-from models.layers import PatchProjection, patch_grid
+from models.layers import PatchProjection, pad_image, patch_grid
 from models.shortcut import ShortcutStack
 from models.timm_contract import OneStack, Stages, TimmContract
 
@@ -26,6 +26,7 @@ class Backbone(TimmContract, nn.Module):
     global_pool = "token"  # how `pool` pools
     poolings = ("token", "avg", "")  # what global_pool may be; '' = no pooling
     unpooled_tokens = 1  # class tokens in front that 'avg' leaves out
+    map_norm = nn.LayerNorm  # of the feature maps (models.dense), over the channels
     linear_std = None  # published: std of the truncated normal of every Linear (its bias 0); None = PyTorch's default
 
     def forward(self, x):
@@ -93,7 +94,11 @@ class Isotropic(OneStack, Backbone):
     """ViT and CaiT: one `stack` of blocks on one grid of patches.
 
     prefix_tokens: class tokens that go through the blocks, before the patches.
+    any_size: images of other sizes than the model is built for are padded to whole patches with zeros at the bottom and
+    the right, and the position embedding is interpolated to them (for feature maps; a classifier refuses them).
     """
+
+    any_size = False
 
     def build_embedding(self, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate):
         """What `embed` needs, the class token, and timm's `feature_info` with a dict for each block."""
@@ -111,8 +116,9 @@ class Isotropic(OneStack, Backbone):
 
     def embed(self, x):
         """(B, C, H, W) -> (tokens (B, P + N, D) with positions, (h, w))."""
+        x = pad_image(x, self.patch_size) if self.any_size else x
         grid = patch_grid(x.shape[-2:], self.patch_size)
-        if self.pos_embed is not None and grid != self.grid:
+        if self.pos_embed is not None and grid != self.grid and not self.any_size:
             raise ArgumentError(
                 f"`img_size` {tuple(x.shape[-2:])}: the positional embedding is for {self.grid} patches, "
                 f"these are {grid}; build the model for this size"
@@ -121,8 +127,14 @@ class Isotropic(OneStack, Backbone):
         if self.prefix_tokens:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.pos_embed is not None:
-            x = x + self.pos_embed
+            x = x + self.positions(grid)
         return self.pos_drop(x), grid
+
+    def positions(self, grid):
+        """The position embedding of (h, w) patches: (1, P + N, D)."""
+        if grid == self.grid:
+            return self.pos_embed
+        return resample_abs_pos_embed(self.pos_embed, grid, self.grid, num_prefix_tokens=self.prefix_tokens)
 
     def forward_levels(self, x, wanted=(), stop=None):
         """See Backbone; a level is a block."""

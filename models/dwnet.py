@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models import checks
 from models.checks import ArgumentError
-from models.layers import to_image, to_tokens
+from models.layers import pad_to_multiple, to_image, to_tokens
 from models.pyramid import Pyramid
 from models.registry import register
 
@@ -27,6 +27,7 @@ VARIANTS = {  # name: (sizes, where they stand)
     "i_dynamic_dwnet_tiny": ({**TINY, "conv": "inhomogeneous"}, "published code of arXiv 2106.04263"),
     "i_dynamic_dwnet_base": ({**BASE, "conv": "inhomogeneous"}, "published code of arXiv 2106.04263"),
 }
+WINDOW = 7  # the dense code pads each block's input to multiples of it, as Swin's does, though nothing here has windows
 REDUCTION = 4  # the layers that predict kernels have dim / 4 hidden channels
 
 
@@ -136,10 +137,13 @@ class DepthwiseMixer(nn.Module):
     """1x1 - BN - ReLU - depth-wise - BN - ReLU - 1x1 - BN; the 1x1 have no bias.
 
     conv: a key of CONVOLUTIONS. Called mixer(x, grid) on x (B, H*W, C) that has not been normalised.
+    multiple: the image is padded with zeros to multiples of it at the bottom and the right, and the result cropped.
+    After the first 1x1 the padding is not zero; it counts in BatchNorm's statistics and in a dynamic kernel's mean.
     """
 
-    def __init__(self, dim, conv, kernel_size, groups):
+    def __init__(self, dim, conv, kernel_size, groups, multiple=1):
         super().__init__()
+        self.multiple = multiple
         self.pointwise1 = nn.Conv2d(dim, dim, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(dim)
         self.depthwise = CONVOLUTIONS[conv](dim, kernel_size, groups)
@@ -149,10 +153,10 @@ class DepthwiseMixer(nn.Module):
 
     def forward(self, x, grid: tuple[int, int]):
         """x: (B, H*W, C) -> (B, H*W, C); grid: (H, W)."""
-        image = to_image(x, grid)
+        image = pad_to_multiple(x.unflatten(1, grid), self.multiple).permute(0, 3, 1, 2)
         image = F.relu(self.norm1(self.pointwise1(image)))
         image = F.relu(self.norm2(self.depthwise(image)))
-        return to_tokens(self.norm3(self.pointwise2(image)))
+        return to_tokens(self.norm3(self.pointwise2(image))[:, :, : grid[0], : grid[1]])
 
 
 class DWBlock(nn.Module):
@@ -182,6 +186,7 @@ class DWNet(Pyramid):
     """
 
     block = DWBlock
+    map_norm = nn.BatchNorm2d
 
     def __init__(self, *, conv: str = "static", kernel_size: int = 7, kernel_groups: int = 32, **skeleton):
         checks.choice("conv", conv, list(CONVOLUTIONS))
@@ -189,11 +194,11 @@ class DWNet(Pyramid):
         if kernel_size % 2 == 0:
             raise ArgumentError(f"`kernel_size` {kernel_size}: must be odd")
 
-        def make_mixer(*, stage, index, dim, grid, drop):
+        def make_mixer(*, stage, index, dim, grid, dense, drop):
             if conv == "inhomogeneous" and dim % kernel_groups:
                 raise ArgumentError(f"`kernel_groups` {kernel_groups}: does not divide the {dim} channels (`dim`)")
             if conv != "static" and dim < REDUCTION:
                 raise ArgumentError(f"`dim` {dim}: predicted kernels need at least {REDUCTION} channels")
-            return DepthwiseMixer(dim, conv, kernel_size, kernel_groups)
+            return DepthwiseMixer(dim, conv, kernel_size, kernel_groups, multiple=WINDOW if dense else 1)
 
         super().__init__(make_mixer, **skeleton)

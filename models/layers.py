@@ -143,3 +143,9 @@ def pad_to_multiple(x, multiple: int):
     """(B, H, W, C) with zeros at the bottom and the right until `multiple` divides H and W."""
     down, right = -x.shape[1] % multiple, -x.shape[2] % multiple
     return F.pad(x, (0, 0, 0, right, 0, down)) if down > 0 or right > 0 else x
+
+
+def pad_image(image, unit: tuple[int, int]):
+    """(B, C, H, W) with zeros at the bottom and the right until `unit` (p, q) divides H and W."""
+    down, right = -image.shape[2] % unit[0], -image.shape[3] % unit[1]
+    return F.pad(image, (0, right, 0, down)) if down > 0 or right > 0 else image

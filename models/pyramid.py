@@ -40,11 +40,13 @@ def merge(x, grid: tuple[int, int]):
 class Pyramid(Staged):
     """Stage s has depths[s] blocks of dim * 2^s channels on a grid of img_size / (patch_size * 2^s) tokens.
 
-    A subclass gives make_mixer(stage=, index=, dim=, grid=, drop=) -> a module called mixer(x, grid) on x (B, H*W, C),
-    and where it has them the heads of each stage and the windows that must tile every grid (or be its shorter side).
+    A subclass gives make_mixer(stage=, index=, dim=, grid=, dense=, drop=) -> a module called mixer(x, grid) on x
+    (B, H*W, C), and where it has them the heads of each stage and the windows that must tile every grid (or be its
+    shorter side).
     img_size, patch_size: pixels, a number or (height, width). mlp_ratio: hidden width of the MLPs over the channels.
     drop_rate: dropout after the embedding, the mixer and in the MLP. drop_path_rate: of the last block, rising linearly
     from 0. shortcut: keywords of ShortcutStack; groups never cross a stage. init: see Backbone.
+    dense: for feature maps of images of any size (models.dense) instead of classification.
     Raises ArgumentError for sizes that do not fit together.
     """
 
@@ -74,6 +76,7 @@ class Pyramid(Staged):
         shortcut: dict | None = None,
         init: str = "paper",
         use_checkpoint: bool = False,
+        dense: bool = False,
     ):
         super().__init__()
         checks.positive(dim=dim, depths=depths, in_chans=in_chans, window_size=window_size)
@@ -84,7 +87,8 @@ class Pyramid(Staged):
             checks.per_stage(depths, heads=heads)
             for width, number in zip(widths, heads, strict=True):
                 checks.divides(width, number)
-        check_fit(img_size, self.patch_size, len(depths), window_size)
+        if not dense:
+            check_fit(img_size, self.patch_size, len(depths), window_size)
         self.num_features, self.in_chans = widths[-1], in_chans
         options = {"norm_layer": nn.LayerNorm, "strict_img_size": False, "dynamic_img_pad": True}  # LayerNorm: eps 1e-5
         self.patch_embed = PatchEmbed(None, self.patch_size, in_chans, dim, **options)
@@ -95,7 +99,7 @@ class Pyramid(Staged):
         for s, (width, grid) in enumerate(zip(widths, grids, strict=True)):
             blocks = []
             for index in range(depths[s]):
-                mixer = make_mixer(stage=s, index=index, dim=width, grid=grid, drop=drop_rate)
+                mixer = make_mixer(stage=s, index=index, dim=width, grid=grid, dense=dense, drop=drop_rate)
                 hidden = hidden_width(width, mlp_ratio)
                 blocks.append(self.block(width, mixer, hidden, drop=drop_rate, drop_path=next(rates)))
             stack = ShortcutStack(blocks, width, use_checkpoint=use_checkpoint, **(shortcut or {}))
@@ -149,9 +153,8 @@ class Pyramid(Staged):
 
 
 def stage_grids(img_size, patch_size, stages):
-    """(rows, columns) of tokens in each stage."""
-    rows, columns = img_size[0] // patch_size[0], img_size[1] // patch_size[1]
-    return [(rows // 2**s, columns // 2**s) for s in range(stages)]
+    """(rows, columns) of tokens in each stage, rounded up."""
+    return [tuple(-(-n // (p * 2**s)) for n, p in zip(img_size, patch_size, strict=True)) for s in range(stages)]
 
 
 def size_unit(patch_size, stages):

@@ -42,7 +42,8 @@ class Swin(Pyramid):
     """Window attention, every second block with shifted windows (shift=False: table 2's "w/o shift-window").
 
     dim: channels of the first stage, doubled by each merging. heads: one number for each stage. window_size: tokens
-    per side; where a stage's grid is not larger, the window is the grid's shorter side and is not shifted.
+    per side; where a stage's grid is not larger, the window is the grid's shorter side and is not shifted (`dense`:
+    windows always have their size, padded up to, and are always shifted, as in Swin's detection code).
     The other arguments are those of Pyramid; ArgumentError for sizes that do not fit together.
     """
 
@@ -61,8 +62,8 @@ class Swin(Pyramid):
     ):
         checks.probability(attn_drop_rate=attn_drop_rate)
 
-        def make_mixer(*, stage, index, dim, grid, drop):
-            windows = window_and_shift(grid, window_size, shift and index % 2 == 1)
+        def make_mixer(*, stage, index, dim, grid, dense, drop):
+            windows = window_and_shift(grid, window_size, shift and index % 2 == 1, dense)
             options = {"qkv_bias": qkv_bias, "attn_drop": attn_drop_rate, "proj_drop": drop}
             return self.mixer(dim, heads[stage], grid=grid, **windows, **options)
 
@@ -117,8 +118,8 @@ class SwinMLP(Pyramid):
     """
 
     def __init__(self, *, heads: tuple | list = (4, 8, 16, 32), window_size: int = 7, shift: bool = True, **skeleton):
-        def make_mixer(*, stage, index, dim, grid, drop):
-            windows = window_and_shift(grid, window_size, shift and index % 2 == 1)
+        def make_mixer(*, stage, index, dim, grid, dense, drop):
+            windows = window_and_shift(grid, window_size, shift and index % 2 == 1, dense)
             return WindowMLP(dim, heads[stage], grid=grid, **windows)
 
         super().__init__(make_mixer, heads, window_size, **skeleton)
@@ -131,7 +132,12 @@ class SwinMLP(Pyramid):
             nn.init.zeros_(module.bias)
 
 
-def window_and_shift(grid, window_size, shifted):
-    """Keywords `window` and `shift` of a mixer on this grid; a window that spans the grid is not shifted."""
+def window_and_shift(grid, window_size, shifted, dense):
+    """Keywords `window` and `shift` of a mixer on this grid; a window that spans the grid is not shifted.
+
+    dense: the grid of an image will be another one than this.
+    """
+    if dense:
+        return {"window": window_size, "shift": window_size // 2 if shifted else 0}
     shift = window_size // 2 if shifted and min(grid) > window_size else 0
     return {"window": min(window_size, *grid), "shift": shift}

@@ -16,8 +16,8 @@ from models.layers import Attention, pad_to_multiple
 class WindowMixer(Attention):
     """Self-attention inside (shifted) windows; a subclass writes `logits` and `bias_table`.
 
-    grid: (H, W) the index and mask are prepared for; other grids are computed when they come. window: tokens per side,
-    padded up to. shift: tokens by which the windows are displaced, 0 for none.
+    grid: (H, W) the mask is prepared for, padded; other grids' masks are computed when they come. window: tokens per
+    side, padded up to. shift: tokens by which the windows are displaced, 0 for none.
 
     Attention is written out instead of scaled_dot_product_attention: with a bias and a mask that need gradients
     or differ per window that one was 20 to 30 % slower in training (CPU, batch 8, all four stages of Swin-T).
@@ -25,7 +25,7 @@ class WindowMixer(Attention):
 
     def __init__(self, dim, heads, *, grid, window, shift=0, **attention):
         super().__init__(dim, heads, dim // heads, **attention)
-        self.grid, self.window, self.shift = tuple(grid), window, shift
+        self.grid, self.window, self.shift = tuple(-(-n // window) * window for n in grid), window, shift
         self.register_buffer("index", relative_position_index(window), persistent=False)
         self.register_buffer("mask", shift_mask(self.grid, window, shift) if shift else None, persistent=False)
 
@@ -55,7 +55,7 @@ class WindowMixer(Attention):
         bias = self.bias_table()[self.index.flatten()].unflatten(0, self.index.shape)
         bias = bias.permute(2, 0, 1).unsqueeze(0)  # (1, h, w*w, w*w)
         if self.shift > 0:
-            mask = self.mask if tuple(grid) == self.grid else shift_mask(grid, self.window, self.shift)
+            mask = self.mask if tuple(grid) == self.grid else shift_mask(grid, self.window, self.shift, bias.device)
             bias = bias + mask.to(bias).unsqueeze(1)  # (windows, h, w*w, w*w)
         attn = self.logits(q, k)  # (B * windows, h, w*w, w*w)
         attn = (attn.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1)
@@ -169,9 +169,10 @@ def log_displacements(window):
     return torch.cartesian_prod(steps, steps)
 
 
-def shift_mask(grid, window, shift):
+def shift_mask(grid, window, shift, device=None):
     """(windows, w*w, w*w): 0 where two tokens of a rolled window were neighbours before rolling, -100 elsewhere."""
     # 0 to 2 on each axis, which of the parts that rolling brings together in the last window a token belongs to.
-    rows, columns = ((torch.arange(n) >= n - window).long() + (torch.arange(n) >= n - shift).long() for n in grid)
+    axes = (torch.arange(n, device=device) - n for n in grid)
+    rows, columns = ((axis >= -window).long() + (axis >= -shift).long() for axis in axes)
     regions = to_windows((3 * rows[:, None] + columns)[None, :, :, None], window).squeeze(2)
     return (regions[:, None, :] != regions[:, :, None]).float() * -100.0

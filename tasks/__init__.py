@@ -1,9 +1,10 @@
 """What is learned and what counts: `find(config.TASK)` is the class of a task (tasks/base.py)."""
 
 from tasks.classification import Classification
+from tasks.segmentation import Segmentation
 from utils.errors import ConfigError, listing, nearest
 
-TASKS = {"classification": Classification}
+TASKS = {"classification": Classification, "segmentation": Segmentation}
 
 
 def find(name):

@@ -4,6 +4,7 @@ import torch
 
 from models import create
 from models.checks import ArgumentError
+from models.dense import feature_pyramid
 from utils.errors import ConfigError
 
 # Constructor keywords that have a configuration key of their own, which MODEL.ARGS must not override.
@@ -16,20 +17,36 @@ OWN_KEYS = {
     "SHORTCUT": "MODEL.SHORTCUT",
     "INIT": "MODEL.INIT",
     "USE_CHECKPOINT": "TRAIN.USE_CHECKPOINT",
+    "DENSE": "TASK",
 }
 
 
 def build_model(config, num_classes, in_chans=3):
     """The model that MODEL.TYPE names, on the CPU, in training mode; ConfigError if arguments do not fit."""
+    model = _built(create, config, num_classes, in_chans)
+    _set_residual_type(config, model)
+    return model
+
+
+def build_feature_maps(config, in_chans=3):
+    """The same model without its head, as the FeatureMaps of models.dense."""
+    maps = _built(feature_pyramid, config, 0, in_chans)
+    _set_residual_type(config, maps.body)
+    return maps
+
+
+def _built(make, config, num_classes, in_chans):
     try:
-        model = create(config.MODEL.TYPE, **model_keywords(config, num_classes, in_chans))
+        return make(config.MODEL.TYPE, **model_keywords(config, num_classes, in_chans))
     except ArgumentError as error:
         raise ConfigError(error.spelled(key_of)) from error
+
+
+def _set_residual_type(config, model):
     if config.AMP.RESIDUAL == "bfloat16":
         if not hasattr(model, "set_residual_type"):
             raise ConfigError(f"AMP.RESIDUAL: bfloat16, but {config.MODEL.TYPE} has only float32 (not timm's models)")
         model.set_residual_type(torch.bfloat16)
-    return model
 
 
 def key_of(keyword):

@@ -53,6 +53,7 @@ class Task(ABC):
     headline: Headline
     data: Data
     name: str
+    one_size = True  # all images of an evaluation have the same size, so that compiling it pays
 
     @abstractmethod
     def model(self):

@@ -68,6 +68,40 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
             "box reaches a pixel further": ("(rows < bottom)", "(rows <= bottom)"),
         },
     ),
+    "models/dense.py": (
+        "test_dense.py test_segmentation_weights.py",
+        {
+            "every map has a LayerNorm": ('getattr(body, "map_norm", nn.LayerNorm)', "nn.LayerNorm"),
+            "windows of the classifier": ('arguments["dense"] = True', 'arguments["dense"] = False'),
+            "the first level of a stride": ("i for i, level in enumerate(info)}", "0 for i, level in enumerate(info)}"),
+            "the norm of the classifier stays": ("prune_norm=True", "prune_norm=False"),
+        },
+    ),
+    "tasks/segmentation/heads.py": (
+        "test_segmentation_model.py",
+        {
+            "top-down path cut": (" + resized(levels[i], levels[i - 1].shape[2:])", ""),
+            "corners aligned": ("align_corners=False", "align_corners=True"),
+            "auxiliary head on another map": ("level = 2", "level = 1"),
+            "initial weights by fan-in": ('mode="fan_out"', 'mode="fan_in"'),
+        },
+    ),
+    "tasks/segmentation/losses.py": (
+        "test_segmentation_model.py",
+        {
+            "ignored pixels not in the divisor": ('self.divide_by == "all"', "False"),
+            "weights not in the divisor": ("counted = counted if weights is None", "counted = counted if True"),
+            "a batch without counted pixels": (".clamp(min=torch.finfo(logits.dtype).tiny)", ""),
+        },
+    ),
+    "tasks/segmentation/inference.py": (
+        "test_segmentation_model.py",
+        {
+            "windows leave the image": ("min(k * stride, last)", "k * stride"),
+            "overlaps counted twice": ("return total / count", "return total"),
+            "mirrored scores stay mirrored": ("(logits.flip(3) if flipped else logits)", "logits"),
+        },
+    ),
     "utils/checkpoint.py": (
         "test_checkpoint.py",
         {

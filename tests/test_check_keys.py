@@ -25,6 +25,7 @@ WITHOUT_EFFECT = {
     "mode of no mixing": ("AUG.MIXUP_MODE", "elem", "AUG.MIXUP", "0", "AUG.CUTMIX", "0"),
     "choice between one": ("AUG.MIXUP_SWITCH_PROB", "0.3", "AUG.MIXUP", "0"),
     "decay of a cosine": ("TRAIN.LR_SCHEDULER.DECAY_EPOCHS", "1"),
+    "power of a cosine": ("TRAIN.LR_SCHEDULER.POWER", "0.9"),
     "end of a constant": ("TRAIN.MIN_LR", "1e-4", "TRAIN.LR_SCHEDULER.NAME", "constant"),
     "start of no warm-up": ("TRAIN.WARMUP_LR", "1e-4", "TRAIN.WARMUP_EPOCHS", "0"),
     "reference batch of no scaling": ("TRAIN.LR_SCALING_BATCH", "64"),
@@ -67,6 +68,7 @@ EVERYTHING = {
 # Keys of the table above that even there depend on another value.
 ELSEWHERE = {
     "AUG.CUTMIX",  # CUTMIX_MINMAX takes its place
+    "TRAIN.LR_SCHEDULER.POWER",  # of poly
     "TRAIN.OPTIMIZER.MOMENTUM",  # of SGD
 }
 

@@ -39,6 +39,8 @@ UNASKED = SimpleNamespace(requested=None)
 class Plain:
     """Classification without mixing, plain cross-entropy, of batches (images, labels)."""
 
+    one_size = True
+
     def learner(self, model):
         return Learner(model, nn.CrossEntropyLoss())
 
@@ -235,8 +237,8 @@ def test_the_mixture_differs_by_seed_step_micro_batch_and_rank():
 def test_the_rate_counts_the_images_of_all_ranks():
     settings = StepSettings(World(CPU, size=2))
     monitor = EpochMonitor(make_state(small_model()), Plain(), settings, SILENT, per_epoch=3)
-    monitor.show(0, 4)
-    monitor.show(0, 3)
+    monitor.show(4)
+    monitor.show(3)
     assert monitor.images == 14
 
 

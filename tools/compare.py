@@ -63,7 +63,7 @@ def _figures(run):
         return combine(row[column] for row in run.rows) if run.rows else None
 
     return [
-        ("epochs", f"{len(run.rows)} of {run.config['TRAIN']['EPOCHS']}", str, lambda before, after: ""),
+        ("trained", "{} of {} {}".format(*run.trained), str, lambda before, after: ""),
         (f"best {name}", run.best, evaluation, points),
         (f"final {name}", final, evaluation, points),
         (f"test {name}", summary.get("test"), evaluation, points),

@@ -9,6 +9,8 @@ changed. The result is for
 
     models.create(variant, **kwargs).load_state_dict(...)     variant and kwargs as printed
     main.py --pretrained RESULT                                --pretrained FILE works without converting, too
+
+Checkpoints of mmsegmentation's UPerNet become those of TASK segmentation; variant and kwargs are then the backbone's.
 """
 
 import json
@@ -22,6 +24,7 @@ import models
 from models.weights import convert
 from models.weights.pretrained import adapt, find_weights, strip_prefixes
 from models.weights.sources import SOURCES
+from tasks.segmentation.model import official_segmenter
 from tools.shared.command import EXITS, command, parser
 from tools.shared.results import chosen_format, result_path, write_whole
 from utils import checkpoint
@@ -56,7 +59,7 @@ def main(argv):
     variant, kwargs, ours = convert.from_official(state, not given.no_strict)
     source = convert.recognise(state)
     with torch.device("meta"):  # names and shapes are all that is needed
-        model = models.create(variant, **kwargs)
+        model = official_segmenter(variant, kwargs, ours) if source.dense else models.create(variant, **kwargs)
     result, report = adapt(model, ours)
     if not given.no_strict and (report.skipped or report.missing):
         raise MismatchError(

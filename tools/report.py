@@ -130,7 +130,7 @@ def group_section(group, number, options):
 def runs_table(group):
     """One row per run."""
     name, say = group.runs[0].headline.column, group.runs[0].headline.say
-    header = ("run", "seed", "state", "epochs", f"final {name}", f"best {name}", "time", "img/s", "folder")
+    header = ("run", "seed", "state", "trained", f"final {name}", f"best {name}", "time", "img/s", "folder")
     rows = []
     for run in group.runs:
         state = "finished" if run.finished else f"not finished ({(run.exit or {}).get('class', 'running or killed')})"
@@ -138,9 +138,9 @@ def runs_table(group):
         if run.rows:
             final, best = say(run.rows[-1]), f"{say(run.best)}, epoch {run.best['epoch'] + 1}"
             rate = f"{statistics.mean(row['img_per_s'] for row in run.rows):,.0f}"
-        epochs = f"{len(run.rows)} of {run.config['TRAIN']['EPOCHS']}"
+        trained = "{} of {} {}".format(*run.trained)
         seconds = run.summary["seconds"] if run.summary else sum(row["seconds"] for row in run.rows)
-        rows.append([run.path.name, run.seed, state, epochs, final, best, duration(seconds), rate, run.path])
+        rows.append([run.path.name, run.seed, state, trained, final, best, duration(seconds), rate, run.path])
     return table(header, rows, f"Runs of {group.name}")
 
 

@@ -57,6 +57,8 @@ NOT_EMPTY = Rule(bool, "a name")
 FOLDER_NAME = Rule(_is_folder_name, "a relative folder name without '..'")
 PROBABILITY = Rule(lambda p: 0 <= p <= 1, "between 0 and 1")
 FRACTION = Rule(lambda p: 0 <= p < 1, "at least 0 and below 1")
+BYTE = Rule(lambda n: 0 <= n <= 255, "0 to 255")
+LIMITS = Rule(lambda pair: len(pair) in (0, 2) and all(n >= 1 for n in pair), "[LONG, SHORT] in pixels, or []")
 CHANNELS = Rule(lambda values: len(values) in (0, 3), "three numbers, or [] for the dataset's own")
 DEVIATIONS = Rule(lambda std: len(std) in (0, 3) and all(s > 0 for s in std), f"positive: {CHANNELS.allowed}")
 PIXELS = Rule(lambda size: all(n >= 1 for n in (size if isinstance(size, list) else [size])), "at least 1 pixel")
@@ -65,6 +67,9 @@ SPAN = Rule(lambda span: span == "stage" or span >= 1, "at least 1, or stage")
 AREAS = increasing(SMALLEST, 1, "[MIN, MAX] with 0 < MIN <= MAX <= 1")
 RATIOS = increasing(SMALLEST, float("inf"), "[MIN, MAX] with 0 < MIN <= MAX")
 BOX_SIDES = Rule(lambda pair: not pair or increasing(0, 1, "").holds(pair), "[] or [MIN, MAX] between 0 and 1")
+SHARE = Rule(lambda share: 0 < share <= 1, "above 0 and at most 1")
+SCALES = Rule(lambda scales: bool(scales) and all(s > 0 for s in scales), "positive numbers")
+WEIGHTS = Rule(lambda weights: all(w >= 0 for w in weights) and (not weights or any(weights)), "numbers from 0 on")
 BETAS = Rule(lambda betas: len(betas) == 2 and all(map(FRACTION.holds, betas)), "two numbers, at least 0 and below 1")
 POLICY = Rule(
     re.compile(r"|(rand|augmix)-.+|rand|augmix|original|originalr|v0|v0r|3a").fullmatch,
@@ -88,7 +93,7 @@ def check_together(cfg, origins):
 
 def _schedule(cfg, origins):
     train = cfg.TRAIN
-    if train.WARMUP_EPOCHS >= train.EPOCHS:
+    if not (train.STEPS or train.WARMUP_STEPS) and train.WARMUP_EPOCHS >= train.EPOCHS:  # else see lr_scheduler.py
         raise ConfigError(
             f"TRAIN.WARMUP_EPOCHS: {train.WARMUP_EPOCHS:g} ({origins['TRAIN.WARMUP_EPOCHS']}) - allowed: "
             f"below TRAIN.EPOCHS, {train.EPOCHS} ({origins['TRAIN.EPOCHS']})"

@@ -29,36 +29,50 @@ class Request:
     options: dict = field(default_factory=dict)
 
 
-def register(name, options=False, zip_mode=False):
-    """Enter a function (Request -> Sources) under `name`; say whether it takes options and zip files."""
+def register(name, options=False, zip_mode=False, datasets=DATASETS):
+    """Enter a function (Request -> Sources) under `name`; say whether it takes options and zip files.
+
+    datasets: of which table; a task that is not classification has one of its own.
+    """
 
     def enter(function):
-        DATASETS[name] = (function, options, zip_mode)
+        datasets[name] = (function, options, zip_mode)
         return function
 
     return enter
 
 
-def list_datasets():
+def list_datasets(datasets=DATASETS):
     """Names of all datasets."""
-    return sorted(DATASETS)
+    return sorted(datasets)
 
 
-def create(spelling, request):
+def create(spelling, request, datasets=DATASETS):
     """Sources of the dataset `spelling` (`name` or `name:key=number,...`).
 
     Raises ConfigError for unknown names and options, MissingError and DataError as the datasets do.
     """
     name, _, text = spelling.partition(":")
-    if name not in DATASETS:
-        known = ", ".join(list_datasets())
-        raise ConfigError(f"DATA.DATASET: unknown dataset {name!r}; one of {known}{nearest(name, DATASETS)}")
-    function, takes_options, takes_zip = DATASETS[name]
+    if name not in datasets:
+        known = ", ".join(list_datasets(datasets))
+        raise ConfigError(f"DATA.DATASET: unknown dataset {name!r}; one of {known}{nearest(name, datasets)}")
+    function, takes_options, takes_zip = datasets[name]
     if text and not takes_options:
         raise ConfigError(f"DATA.DATASET: {spelling!r}, but {name} takes no options")
     if request.zip_mode and not takes_zip:
         raise ConfigError(f"DATA.ZIP_MODE: {name} is not read from zip files; turn it off")
     return function(replace(request, name=name, options=parse_options(spelling, text)))
+
+
+def chosen_options(request, defaults):
+    """The request's options over the `defaults` of its dataset. Raises ConfigError for one that is not among them."""
+    for key in request.options:
+        if key not in defaults:
+            known = ", ".join(defaults)
+            raise ConfigError(
+                f"DATA.DATASET {request.name}: unknown option {key!r}; one of {known}{nearest(key, defaults)}"
+            )
+    return {**defaults, **request.options}
 
 
 def parse_options(spelling, text):

@@ -4,9 +4,9 @@ import numpy as np
 from PIL import Image
 
 from data.base import ArrayImages, DatasetInfo, ImageDataset, Sources, ignore
-from data.datasets.registry import register
+from data.datasets.registry import chosen_options, register
 from data.samplers import random_state, stratified_split
-from utils.errors import ConfigError, nearest
+from utils.errors import ConfigError
 
 DIGITS_TEST_SIZE = 360  # of 1797; 36 of every class would be 360, the classes have 174 to 183 images
 FAKE_DEFAULTS = {"train": 256, "val": 64, "classes": 10}
@@ -50,11 +50,7 @@ class FakeImages(ImageDataset):
 @register("fake", options=True)
 def fake(request):
     """Noise of the model's input size: 256 images to train on, 64 to validate, 10 classes unless said otherwise."""
-    for key in request.options:
-        if key not in FAKE_DEFAULTS:
-            known = ", ".join(FAKE_DEFAULTS)
-            raise ConfigError(f"DATA.DATASET fake: unknown option {key!r}; one of {known}{nearest(key, FAKE_DEFAULTS)}")
-    chosen = {**FAKE_DEFAULTS, **request.options}
+    chosen = chosen_options(request, FAKE_DEFAULTS)
     classes = chosen["classes"]
     if classes < 2 or min(chosen["train"], chosen["val"]) < classes:
         raise ConfigError(f"DATA.DATASET fake: {chosen}, but at least 2 classes and an image of each in train and val")

@@ -188,8 +188,8 @@ class CroppedSamples(TrainSamples):
         self.drawn = dict(zip(keys, numbers.split(1), strict=True))
         return [self[key] for key in keys]
 
-    def augment(self, image, epoch, index):
-        """The window of a PIL image that (key, epoch, index) stand for."""
+    def augment(self, image, label, epoch, index):
+        """(the window of a PIL image that (key, epoch, index) stand for, its label)."""
         for step in self.before:
             image = step(image)
         frame = (0, 0, image.height, image.width)
@@ -205,7 +205,7 @@ class CroppedSamples(TrainSamples):
             image = F.resized_crop(image, *window, recipe.size, T.InterpolationMode(recipe.filter))
         elif recipe.crop == "padded":
             image = F.crop(image, *window)  # black where the window leaves the image
-        return F.pil_to_tensor(image)
+        return F.pil_to_tensor(image), label
 
 
 class DeviceLoaders:

@@ -13,7 +13,8 @@ from utils.safe_load import read_tensors
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which training code puts the weights
 AVERAGES = ("model_ema", "ema", "state_dict_ema")
-HEADS = ("head.", "head_dist.", "fc.", "classifier.")  # ours and timm's names of the last layer
+# Ours and timm's names of the last layer, and of what a segmentation model has for its classes or for training alone.
+HEADS = ("head.", "head_dist.", "fc.", "classifier.", "decode_head.conv_seg.", "auxiliary_head.")
 SHORTCUTS = (".shortcuts.", ".dw_shortcut.")  # in our models and in timm's
 
 
@@ -40,13 +41,21 @@ def load_pretrained(model, path, strict=True, log=print):
     tables are resized. strict: every other tensor must match by name and shape, except that shortcuts may be missing
     altogether (a plain backbone that is given shortcuts) and that the file may hold something beside the model (the
     decoder of its pretraining). Not strict: at least half of the tensors must match.
+    A model with a `body` (models.dense) takes a classifier's weights into that; what only a classifier has is skipped.
 
     Raises MissingError and DataError as `read_tensors`, MismatchError if the file does not fit the model; then the
     model is unchanged.
     """
-    state = read_weights(read_tensors(path), path, log, own=model.state_dict())
-    adapted, report = adapt(model, state)
+    body = getattr(model, "body", model)
+    state = read_weights(read_tensors(path), path, log, own={**model.state_dict(), **body.state_dict()})
+    beyond = []
+    if body is not model and not any(name in model.state_dict() for name in state):
+        model = body
+        beyond = classifier_parts(body, state)
+        log(f"{path}: a classifier's weights, for the backbone")
+    adapted, report = adapt(model, {name: state[name] for name in state if name not in beyond})
     check(report, model, state, strict, path)
+    report.skipped += beyond
     model.load_state_dict(adapted, strict=False)
     log(f"{path}: {report}")
     for name, names in (("resized", report.resized), ("skipped", report.skipped), ("missing", report.missing)):
@@ -192,6 +201,12 @@ def adapt(model, state):
             (report.matched if fitting is given else report.resized).append(name)
     report.skipped += [name for name in state if name not in model.state_dict()]
     return adapted, report
+
+
+def classifier_parts(body, state):
+    """Names of tensors that belong to modules which `body`, made of a classifier, has lost: norm, head, class token."""
+    kept = {name.partition(".")[0] for name in body.state_dict()}
+    return [name for name in state if name.partition(".")[0] not in kept]
 
 
 def check(report, model, state, strict, path):

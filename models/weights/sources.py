@@ -6,7 +6,7 @@ First what all sources share, then models with one stack of blocks and CvT, then
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -29,6 +29,7 @@ class Source:
     constructor: our class. sizes(original) -> keywords of the constructor, without `shortcut`.
     tidy(converted, original): finishes what renaming cannot do, in place.
     refused: (pattern, reason) of keys that belong to a model of the same family which we do not have.
+    dense: the constructor's model is the backbone of a larger one (models.dense and heads).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Source:
     sizes: Callable
     tidy: Callable = lambda converted, original: None
     refused: tuple = ()
+    dense: bool = False
 
 
 def count(state_dict, pattern):
@@ -271,7 +273,7 @@ def pyramid_sizes(state_dict):
     mlp_ratio = state_dict["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / dim
     stages = range(count(state_dict, r"layers\.(\d+)\."))
     return {
-        "num_classes": state_dict["head.weight"].shape[0],
+        "num_classes": state_dict["head.weight"].shape[0] if "head.weight" in state_dict else 0,
         "dim": dim,
         "depths": tuple(count(state_dict, rf"layers\.{s}\.blocks\.(\d+)\.") for s in stages),
         "patch_size": patch,
@@ -368,4 +370,38 @@ SWIN_V2 = Source("Swin Transformer V2", (FIRST + r"attn\.cpb_mlp\.0\.",), RULES,
 SWIN_MLP = Source("Swin-MLP", (FIRST + r"spatial_mlp\.",), MLP_RULES, SwinMLP, swin_mlp_sizes)
 DWNET = Source("DWNet", (FIRST + r"attn2conv\.",), DWNET_RULES, DWNet, dwnet_sizes)
 
-SOURCES = (VIT, CAIT, SWIN, SWIN_V2, SWIN_MLP, CVT, DWNET, TIMM_VIT)
+# The same backbones in mmsegmentation, with a norm for each feature map and heads: names as in tasks.segmentation.
+HEAD = r"^((?:decode|auxiliary)_head\."
+DENSE_RULES = (
+    (HEAD + r".+\.)conv\.", r"\g<1>0."),
+    (HEAD + r".+\.)bn\.", r"\g<1>1."),
+    (HEAD + r"conv_seg\.)", r"\1"),
+    (r"^backbone\.norm(\d)\.", r"backbone.map_norms.\1."),
+)
+
+
+def under_backbone(source):
+    """`source` as the backbone of a dense model."""
+
+    def moved(pattern):
+        return pattern.replace("^", r"^backbone\.")
+
+    def sizes(state_dict):
+        # Without the constants: dense code has no masks, from whose absence a classifier's missing shift would be told.
+        learned = {name: tensor for name, tensor in state_dict.items() if not name.endswith("position_index")}
+        return source.sizes({name.removeprefix("backbone."): tensor for name, tensor in learned.items()})
+
+    rules = tuple((moved(pattern), new and f"backbone.body.{new}") for pattern, new in source.rules)
+    return replace(
+        source,
+        name=f"{source.name} in mmsegmentation",
+        marks=tuple(map(moved, source.marks)),
+        rules=(*DENSE_RULES, *rules),
+        sizes=sizes,
+        refused=(),
+        dense=True,
+    )
+
+
+DENSE_SOURCES = tuple(map(under_backbone, (DWNET, SWIN)))
+SOURCES = (VIT, CAIT, SWIN, SWIN_V2, SWIN_MLP, CVT, DWNET, TIMM_VIT, *DENSE_SOURCES)

@@ -92,13 +92,14 @@ def state_bytes(state):
 
 def time_finding(subject, measured):
     """All epochs with their validation; the loaders count where they are slower, or where there are no workers."""
-    epochs, workers = subject.config.TRAIN.EPOCHS, worker_count(subject.config.DATA.NUM_WORKERS, subject.processes)
+    epochs = subject.schedule(subject.config).total_steps / max(1, subject.steps_per_epoch)
+    workers = worker_count(subject.config.DATA.NUM_WORKERS, subject.processes)
     prepare = seconds_to_prepare(subject)
     compute, loading = epoch_seconds(subject, measured, prepare)
     loading /= max(1, workers)
     total = (max(compute, loading) if workers else compute + loading) * epochs
     text = (
-        f"about {duration(total)} (h:mm:ss) for {epochs} epochs with validation on {subject.world.device}, "
+        f"about {duration(total)} (h:mm:ss) for {epochs:g} epochs with validation on {subject.world.device}, "
         f"{subject.processes} process(es){subject.trial.remark}"
     )
     row = (

@@ -110,6 +110,10 @@ def shortened(subject, folder):
             "DATA.VAL_SPLIT": 0.0,
             "DATA.ZIP_MODE": False,
             "TRAIN.ACCUMULATION_STEPS": accumulation,
+            "TRAIN.STEPS": 0,
+            "TRAIN.WARMUP_STEPS": 0,
+            "TEST.EPOCHS": 1,
+            "TEST.STEPS": 0,
             "TRAIN.WARMUP_EPOCHS": 0.0,  # the first rates may be too small to change a weight
             "TRAIN.AUTO_RESUME": True,
         },
@@ -132,7 +136,7 @@ def run_until(config, world, stop=None):
     except Interrupted:
         if session.stop.requested:  # a real signal: somebody wants the check itself to end
             raise KeyboardInterrupt from None
-    return to_payload(state, config, task.facts(), world, session.per_epoch)
+    return to_payload(state, config, task.facts(), world, session.between)
 
 
 class StoppedRun(Run):

@@ -206,7 +206,7 @@ class TrialSteps(Steps):
 
     def __init__(self, subject, changes, batch=2):
         self.batch = min(batch, len(subject.parts["train"]))  # images of a step
-        usual = {"COMPILE": False, "TRAIN.ACCUMULATION_STEPS": 1, "TRAIN.WARMUP_EPOCHS": 0.0}
+        usual = {"COMPILE": False, "TRAIN.ACCUMULATION_STEPS": 1, "TRAIN.WARMUP_EPOCHS": 0.0, "TRAIN.WARMUP_STEPS": 0}
         config = subject.at_trial_size({"DATA.BATCH_SIZE": self.batch, **usual, **changes})
         samples = subject.train_samples(config)
         sampler = TrainBatches(len(samples), self.batch, 0, 1, config.SEED)

@@ -191,7 +191,9 @@ def accuracy(loaded, weights):
         return "not evaluated: saved in the middle of an epoch"
     split = loaded.config.DATA.VAL_SPLIT
     images = f"the {split:g} of the training images held out" if split else "the dataset's validation images"
-    when = f"after epoch {len(history)} of {loaded.config.TRAIN.EPOCHS}"
+    train, last = loaded.config.TRAIN, history[-1]
+    epochs, steps = f"epoch {last['epoch'] + 1} of {train.EPOCHS}", f"step {last['step']} of {train.STEPS}"
+    when = f"after {steps if train.STEPS else epochs}"
     chosen = "; the epoch was chosen by this figure" if loaded.path.name == checkpoint.BEST else ""
     return f"{counts(history[-1])} on {images}, {when}{chosen}"
 

@@ -56,6 +56,14 @@ class RunRecord:
         return self.headline.best(self.rows) if self.rows else None
 
     @property
+    def trained(self):
+        """How much of it is trained, as its configuration counts: (2, 3, 'epochs') or (4000, 160000, 'steps')."""
+        train, last = self.config["TRAIN"], self.rows[-1] if self.rows else {"epoch": -1, "step": 0}
+        if train["STEPS"]:
+            return last["step"], train["STEPS"], "steps"
+        return last["epoch"] + 1, train["EPOCHS"], "epochs"
+
+    @property
     def headline(self):
         """The Headline of its task."""
         return tasks.find(self.config["TASK"]).headline

@@ -31,7 +31,7 @@ class Steps:
 
     def __init__(self, config, world, task, model):
         self.world, self.task = world, task
-        self.state, self.settings = build_state(config, world, task, model), build_settings(config, world)
+        self.state, self.settings = build_state(config, world, task, model), build_settings(config, world, model)
         self.state.runner.train()
 
     def take(self, group):

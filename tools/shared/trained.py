@@ -22,6 +22,7 @@ from utils import checkpoint
 from utils.amp import amp_dtype
 from utils.distributed import choose_device
 from utils.errors import DataError, MismatchError
+from utils.flops import count_macs
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,16 @@ class LoadedModel:
         """(height, width) of the input."""
         return as_size(self.config.DATA.IMG_SIZE)
 
+    @cached_property
+    def amp_dtype(self):
+        """As the run evaluates here, None for float32."""
+        amp = self.config.AMP
+        return amp_dtype(amp.ENABLE, amp.DTYPE, self.device, lambda: count_macs(self.model, self.img_size)["total"])
+
     @torch.inference_mode()
     def logits(self, images):
         """(B, 3, H, W) -> (B, K) float32 on the CPU, in the precision that the run evaluates in."""
-        dtype = amp_dtype(self.config.AMP.ENABLE, self.config.AMP.DTYPE, self.device)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             return self.model(images.to(self.device, non_blocking=True)).float().cpu()
 
 
@@ -78,7 +84,8 @@ def load_model(path, device="auto", weights=None):
     load_exact(model, choose_weights(payload, weights or config.TEST.WEIGHTS, path), path)
     device = choose_device(device)
     transform = EvalTransform(config.DATA.IMG_SIZE, mean, std, config.DATA.INTERPOLATION, config.TEST.CROP)
-    epochs = len(payload.get("progress", {}).get("history", []))
+    history = payload.get("progress", {}).get("history", [])
+    epochs = history[-1]["epoch"] + 1 if history else 0
     return LoadedModel(path, model.to(device).eval(), config, classes, mean, std, transform, device, epochs)
 
 

@@ -64,9 +64,10 @@ class Estimate:
         if key not in self.steps:
             self.steps[key] = measure(noise_like(config, (config.DATA.BATCH_SIZE, 0, classes)))
         compute, loading = epoch_seconds(subject, self.steps[key], prepare)
+        epochs = subject.schedule(config).total_steps / max(1, subject.steps_per_epoch)
         if subject.world.device.type == "cpu":  # loader workers compete for the same cores
-            return config.TRAIN.EPOCHS * (compute + loading), classes
-        return config.TRAIN.EPOCHS * max(compute, loading / max(1, config.DATA.NUM_WORKERS)), classes
+            return epochs * (compute + loading), classes
+        return epochs * max(compute, loading / max(1, config.DATA.NUM_WORKERS)), classes
 
     def data_of(self, config):
         """(Subject that has the data or None, seconds to prepare one of its images, classes)."""

@@ -31,7 +31,7 @@ class Row:
     config: dict  # flat
     runs: dict = field(default_factory=dict)  # seed -> finished RunRecord
     provenance: dict = field(default_factory=dict)
-    unfinished: dict = field(default_factory=dict)  # seed -> epochs done
+    unfinished: dict = field(default_factory=dict)  # seed -> how much is trained
     missing: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     difference: Difference | None = None
@@ -148,7 +148,8 @@ def split_by_origin(group, labels, expected, pool):
     first = group.runs[0]  # without a finished run: one row, which says where it comes from
     rows = rows or [Row(group.name, labels, flat(first.config), provenance=provenance_of(first))]
     done = {seed for row in rows for seed in row.runs}
-    rows[0].unfinished = {run.seed: len(run.rows) for run in group.runs if not run.finished and run.seed not in done}
+    begun = [run for run in group.runs if not run.finished and run.seed not in done]
+    rows[0].unfinished = {run.seed: "{}/{} {}".format(*run.trained) for run in begun}
     rows[0].missing = sorted(expected - done - rows[0].unfinished.keys())
     if len(rows) > 1:
         name_by_origin(rows)
@@ -262,8 +263,7 @@ def remark_on_gaps(row):
     if row.missing:
         row.notes.append(f"missing: seed {', '.join(map(str, row.missing))}")
     if row.unfinished:
-        epochs = row.config["TRAIN.EPOCHS"]
-        parts = ", ".join(f"seed {seed} ({done}/{epochs} epochs)" for seed, done in sorted(row.unfinished.items()))
+        parts = ", ".join(f"seed {seed} ({trained})" for seed, trained in sorted(row.unfinished.items()))
         row.notes.append(f"not finished, not counted: {parts}")
     if row.published and row.published.recipe_differs:
         row.notes.append(f"not the published recipe: {', '.join(row.published.recipe_differs)}")
