@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from engine import resume
 from engine.build import build_settings, global_batch
@@ -77,7 +78,7 @@ class Run:
         if self.is_complete():
             self.log.heading(f"already complete: {self.folder.path}, best {self.say(self.best())}")
             return True
-        self.world.together(lambda: self.world.is_main and self._prepare(command, config_text))
+        self.world.together(lambda: self.world.is_main and self._prepare(path, command, config_text))
         self._describe(path, changes)
         self.clock = self.saved_at = time.perf_counter()
         return False
@@ -124,7 +125,7 @@ class Run:
         done = len(self.history) >= self.evaluations
         return self.world.gather(done and (self.folder.path / "summary.json").exists())[0]
 
-    def _prepare(self, command, config_text):
+    def _prepare(self, path, command, config_text):
         self.folder.open()
         for leftover in temporary_files(self.folder.checkpoints):  # of a process that was killed while writing
             leftover.unlink()
@@ -134,6 +135,14 @@ class Run:
         self.folder.note_command(command)
         self.folder.write_metrics(self.history)
         self.log.attach(self.folder.path, len(self.history), self.config.TENSORBOARD)
+        if path and self._ended_while_saving(Path(path)):
+            self.clock = time.perf_counter()
+            self._save_epoch()
+
+    def _ended_while_saving(self, path):
+        """Whether the start before saved the checkpoint `path` of a validated epoch, but not last.pth after it."""
+        validated = bool(self.history) and self.history[-1]["step"] == self.state.progress.step
+        return validated and path.parent == self.folder.checkpoints and path.name != checkpoint.LAST
 
     def _describe(self, path, changes):
         """What this run is, at its start."""
@@ -183,6 +192,19 @@ class Run:
         self.state.progress.seconds += now - self.clock
         self.clock = now
 
+    def _save_epoch(self):
+        """The checkpoints after a validated epoch.
+
+        last.pth comes last: after a kill in between, the resumed run repeats this and misses no file.
+        """
+        row = self.history[-1]
+        if self.best() is row:
+            self._save(checkpoint.BEST)
+        if self._keeps():
+            self._save(checkpoint.epoch_name(row["epoch"]))
+            checkpoint.prune_epochs(self.folder.checkpoints, self.config.SAVE.KEEP)
+        self._save(checkpoint.LAST, keep_as=checkpoint.PREVIOUS)
+
     def finish_epoch(self, epoch, losses, rate, result):
         """Record a validated epoch: metrics, checkpoints, one line. `losses`, `rate`: of training; `result`: a row."""
         progress = self.state.progress
@@ -197,17 +219,10 @@ class Run:
             "img_per_s": round(rate, 1),
             "seconds": round(seconds, 3),
         }
-        keeps = self._keeps(row)
         progress.close_epoch(row)
         best = self.best()
         if self.world.is_main:
-            # last.pth comes last: after a kill in between, the resumed run repeats this and misses no file.
-            if best is row:
-                self._save(checkpoint.BEST)
-            if keeps:
-                self._save(checkpoint.epoch_name(row["epoch"]))
-                checkpoint.prune_epochs(self.folder.checkpoints, self.config.SAVE.KEEP)
-            self._save(checkpoint.LAST, keep_as=checkpoint.PREVIOUS)
+            self._save_epoch()
             self.folder.write_metrics(self.history)
         self.saved_step, self.saved_at = progress.step, time.perf_counter()
         self.log.scalars(row, epoch)
@@ -218,11 +233,11 @@ class Run:
             f"{rate:.0f} img/s  {seconds:.1f} s"
         )
 
-    def _keeps(self, row):
-        """Whether epoch_N.pth is written: `row` is the first one from a multiple of SAVE.EPOCHS on."""
+    def _keeps(self):
+        """Whether epoch_N.pth is written: the newest row is the first one from a multiple of SAVE.EPOCHS on."""
         every = self.config.SAVE.EPOCHS
-        before = self.history[-1]["epoch"] + 1 if self.history else 0
-        return bool(every) and (row["epoch"] + 1) // every > before // every
+        before, now = [0, *(row["epoch"] + 1 for row in self.history)][-2:]
+        return bool(every) and now // every > before // every
 
     def finish(self):
         """After the last epoch: read the test set once if the epoch was chosen on held-out data, then summarise."""

@@ -204,6 +204,20 @@ def small_file_limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def kill_after_save(name):
+    """kill -9 when the checkpoint file `name` is in its place."""
+    from utils import checkpoint
+
+    original = checkpoint.save
+
+    def wrapped(path, *arguments, **keywords):
+        original(path, *arguments, **keywords)
+        if Path(path).name == name:
+            kill_self()
+
+    checkpoint.save = wrapped
+
+
 def kill_before_seal(save):
     """kill -9 when the `save`-th checkpoint is written but not sealed."""
     from utils import checkpoint

@@ -92,6 +92,20 @@ def test_five_kills_in_one_run(tmp_path, reference):  # 9
     check_equal(tmp_path, reference(1))
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_kill_between_the_checkpoints_of_an_epoch(tmp_path, reference, epoch):
+    """epoch_N.pth is newer than last.pth then; the last epoch's was the end of the run, without last.pth of it."""
+    config = write_config(tmp_path, SAVE__EPOCHS=1, SAVE__KEEP=1)
+    (result,) = run(
+        arguments(config, tmp_path, *EVERY_STEP), tmp_path, fault=("kill_after_save", {"name": f"epoch_{epoch}.pth"})
+    )
+    assert result.code == -signal.SIGKILL
+    start_again(config, tmp_path, 1)
+    check_equal(tmp_path, reference(1))
+    folder = tmp_path / "tiny" / "default" / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"last.pth", "previous.pth", "best.pth", "epoch_1.pth"}
+
+
 def test_resume_with_other_workers(tmp_path, reference):  # 10
     config = write_config(tmp_path)
     run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, fault=("kill_at_step", {"step": 2}))
