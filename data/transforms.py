@@ -114,15 +114,17 @@ class Normalise:
     """
 
     def __init__(self, mean, std):
-        self.mean, self.std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.tensors = [torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std)]
 
     def __call__(self, image):
         """PIL image in, tensor out."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return pixels.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        mean, std = self.tensors
+        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def __repr__(self):
-        mean, std = ([round(value, 4) for value in values.flatten().tolist()] for values in (self.mean, self.std))
+        mean, std = ([round(float(value), 4) for value in values] for values in (self.mean, self.std))
         return f"Normalize(mean={mean}, std={std})"
 
 

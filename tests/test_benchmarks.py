@@ -65,10 +65,10 @@ def test_what_a_loader_prepared_ahead_is_not_timed():
     assert interleaved({"a": step}, 8, CPU, pace, seconds=seconds)["a"].median > 1e9
 
 
-def test_what_dynamo_would_run_eagerly_is_an_error(monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=4)  # monkeypatch would leave it unset
+def test_what_dynamo_would_run_eagerly_is_an_error():
     """One function with a variant more than its limit; a benchmark begins with none."""
     limit = 4
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", limit)
 
     def step_of(sizes):
         run = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)

@@ -83,6 +83,8 @@ def test_classes_from_a_key_a_file_or_a_number(tmp_path):
     (root / "classes.txt").write_text("a\nb\na\n")
     with pytest.raises(DataError, match="classes.txt: 'a' stands twice"):
         build(root)
+    (root / "classes.txt").write_bytes("\ufeffcafé\r\nb\r\nc".encode())
+    assert build(root).info.class_names == ("café", "b", "c")
     (root / "classes.txt").unlink()
     assert build(root, MODEL__NUM_CLASSES=3).info.class_names == ("class0", "class1", "class2")
     with pytest.raises(MissingError, match="classes.txt: not found; .* DATA.CLASSES or MODEL.NUM_CLASSES"):
@@ -188,6 +190,18 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, harm, words):
         list(build(tmp_path).train.epoch(0))
     assert caught.value.exit_code == 65
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_images_removed_or_renamed_are_noticed(tmp_path):
+    root = seg_folder(tmp_path)
+    before = build(root).parts
+    assert (build(root).parts, before["train"]["count"]) == (before, 6)
+    for file in ("image/3.jpg", "label/3.png"):
+        (root / "train" / file).rename(root / "train" / file.replace("3", "03"))
+    renamed = build(root).parts
+    assert renamed["train"]["count"] == 6
+    assert renamed["train"]["digest"] != before["train"]["digest"]
+    assert renamed["val"] == before["val"]
 
 
 def test_a_folder_that_is_not_there_is_missing(tmp_path):

@@ -158,7 +158,7 @@ READERS = {
     RandAugment: read_policy,
     AutoAugment: read_policy,
     T.ColorJitter: read_jitter,
-    Normalise: lambda step, so_far: {name: tuple(getattr(step, name).flatten().tolist()) for name in ("mean", "std")},
+    Normalise: lambda step, so_far: {"mean": step.mean, "std": step.std},
     RandomErasing: lambda step, so_far: {"erase": step},
 }
 

@@ -64,10 +64,13 @@ class Segmentation(Task):
         return SegmentationMeter(device, self.info, inference(self.config))
 
     def facts(self):
-        """Classes, normalisation and data path."""
+        """Classes, normalisation, data path and which images they are."""
         info = self.info
         names = {"classes": info.class_names, "mean": info.mean, "std": info.std}
-        return {name: list(values) for name, values in names.items()} | {"pipeline": info.pipeline}
+        return {name: list(values) for name, values in names.items()} | {
+            "pipeline": info.pipeline,
+            "parts": self.data.parts,
+        }
 
     def check_facts(self, stored, path):
         """Raise MismatchError if the checkpoint was trained on other classes, or the same in another order."""

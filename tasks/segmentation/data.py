@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from data.datasets.registry import create
-from data.pipelines import CpuLoaders, check_classes, facts_of, split
+from data.pipelines import CpuLoaders, check_classes, facts_of, identities, split
 from data.transforms import as_size
 from tasks.base import Data
 from tasks.classification.data import reading_of
@@ -15,13 +15,14 @@ from utils.errors import ConfigError
 
 @dataclass
 class SegmentationData(Data):
-    """The Data of a run with the facts about the images.
+    """The Data of a run with the facts about the images and which ones they are.
 
     train: batches with `images` float (B, 3, H, W) and `labels` int64 (B, H, W). val, test: one image a batch,
     (images (1, 3, h, w) resized for testing, labels (1, H, W) at their original size).
     """
 
     info: SegmentationInfo
+    parts: dict
 
 
 def build_data(config, world, log, training=True):
@@ -41,7 +42,7 @@ def build_data(config, world, log, training=True):
     single = CpuLoaders(replace(reading, batch_size=1), joint=True)
     held = {name: single.evaluation(name, images, transforms[1]) for name, images in parts.items() if name != "train"}
     lines = describe(info, transforms, reading.options["num_workers"])
-    return SegmentationData(train, held["val"], held.get("test"), lines, info)
+    return SegmentationData(train, held["val"], held.get("test"), lines, info, identities(parts))
 
 
 def sources_of(config, world, log):

@@ -20,6 +20,7 @@ from data.images import load_image
 from tasks.segmentation import classes
 from tasks.segmentation.labels import IGNORE, label_table, read_labels
 from utils.errors import DataError, MissingError
+from utils.text import read_text, visible
 
 DATASETS = {}
 
@@ -65,6 +66,11 @@ class ImageLabelPairs(ImageDataset):
             rows, columns = labels.shape
             raise DataError(f"{path}: {columns}x{rows} pixels, but its image has {image.width}x{image.height}")
         return image, labels
+
+    def identify(self, digest):
+        """See ImageDataset; the names of both files."""
+        for names in self.files:
+            names.identify(digest)
 
     def name(self, index):
         """The path of the image."""
@@ -113,12 +119,12 @@ def class_names(request, path):
     """
     names = list(request.classes)
     if not names and path.is_file():
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not names and not request.num_classes:
         raise MissingError(f"{path}: not found; it has a class name a line, or set DATA.CLASSES or MODEL.NUM_CLASSES")
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise DataError(f"{path.name if not request.classes else 'DATA.CLASSES'}: {min(twice)!r} stands twice")
+        raise DataError(f"{path.name if not request.classes else 'DATA.CLASSES'}: {visible(min(twice))!r} stands twice")
     return names or [f"class{number}" for number in range(request.num_classes)]
 
 
