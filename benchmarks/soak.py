@@ -49,6 +49,20 @@ SAVE: {STEPS: 2, EPOCHS: 1, KEEP: 1}
 DEVICE: cpu
 TENSORBOARD: false
 """,
+    "segmentation": """
+TASK: segmentation
+MODEL:
+  TYPE: dwnet_tiny
+  ARGS: {DIM: 8, DEPTHS: [1, 1, 1, 1]}
+  DROP_PATH_RATE: 0.2
+  SHORTCUT: {KERNELS: [3]}
+SEG: {CHANNELS: 8, AUX_CHANNELS: 4, SCALE: [], RATIO: [0.5, 2.0]}
+DATA: {DATASET: 'shapes:train=26,val=7', IMG_SIZE: [24, 32], BATCH_SIZE: 4, NUM_WORKERS: 0}
+TRAIN: {EPOCHS: 3, WARMUP_EPOCHS: 0.5, BASE_LR: 3.0e-3, ACCUMULATION_STEPS: 2, EMA: {ENABLE: true, DECAY: 0.9}}
+SAVE: {STEPS: 2, EPOCHS: 1, KEEP: 1}
+DEVICE: cpu
+TENSORBOARD: false
+""",
 }
 RANKS = (1, 2)  # processes of a run
 ANY_END = {0, 69, 77, -signal.SIGKILL}  # done before, cannot join, another is gone, ended by the launcher

@@ -234,9 +234,10 @@ class Run:
         )
 
     def _keeps(self):
-        """Whether epoch_N.pth is written: the last evaluation is the first one from a multiple of SAVE.EPOCHS on."""
-        every, (before, now) = self.config.SAVE.EPOCHS, ([-1] + [row["epoch"] for row in self.history])[-2:]
-        return bool(every) and (now + 1) // every > (before + 1) // every
+        """Whether epoch_N.pth is written: the newest row is the first one from a multiple of SAVE.EPOCHS on."""
+        every = self.config.SAVE.EPOCHS
+        before, now = [0, *(row["epoch"] + 1 for row in self.history)][-2:]
+        return bool(every) and now // every > before // every
 
     def finish(self):
         """After the last epoch: read the test set once if the epoch was chosen on held-out data, then summarise."""
