@@ -124,7 +124,7 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "DATA.REDUCE_ZERO_LABEL": Key(False, "0 in label files stands for no class, 1 for the first one", built=False,
         idle=NOT_SEGMENTED),
 
-    "SEG.HEAD": Key("upernet", "upernet, mlp (SegFormer's, for small data and CPUs) or fcn (on the third map alone)",
+    "SEG.HEAD": Key("upernet", "upernet or mlp (SegFormer's, for small data and CPUs)",
         must.NOT_EMPTY, idle=NOT_SEGMENTED),
     "SEG.CHANNELS": Key(512, "width of the head", must.at_least(1), idle=NOT_SEGMENTED),
     "SEG.AUX_WEIGHT": Key(0.4, "share of an auxiliary FCN head in the loss; 0: there is none", must.at_least(0),

@@ -75,8 +75,8 @@ def restore(state, payload, path, per_epoch):
 def check_same_run(config, world, payload, path, facts=None, per_epoch=None):
     """[(key, old, new)] in which a checkpoint's run differs from this one. Raises MismatchError unless that is allowed.
 
-    `facts`, `per_epoch`: of this run, as in `to_payload`. A checkpoint without facts about its images is older than
-    they are.
+    `facts`, `per_epoch`: of this run, as in `to_payload`, the former with Run.cpu_amp. A checkpoint without facts
+    about its images is older than they are.
     """
     facts, stored = facts or {}, payload.get("data", {})
     changes = difference(completed(payload["config"]), to_plain(config))
@@ -87,7 +87,7 @@ def check_same_run(config, world, payload, path, facts=None, per_epoch=None):
     pipelines = stored.get("pipeline", "cpu"), facts.get("pipeline", "cpu")
     if len(set(pipelines)) > 1 and "DATA.PIPELINE" not in [key for key, *_ in changes]:
         changes.append(("DATA.PIPELINE", *pipelines))  # what 'auto' chose then and what it chooses here
-    formats = stored.get("cpu_amp"), facts.get("cpu_amp")  # None: on another device, where it may be another one
+    formats = payload.get("cpu_amp"), facts.get("cpu_amp")  # None: on another device, where it may be another one
     if None not in formats and len(set(formats)) > 1 and "AMP.DTYPE" not in [key for key, *_ in changes]:
         changes.append(("AMP.DTYPE", *formats))
     if payload["world_size"] != world.size:

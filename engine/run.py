@@ -110,15 +110,17 @@ class Run:
     def _restore(self, path):
         payload = checkpoint.load(path)
         self.task.check_facts(payload.get("data", {}), path)
-        changes = resume.check_same_run(self.config, self.world, payload, path, self.facts(), self.between)
+        facts = self.task.facts() | self.cpu_amp
+        changes = resume.check_same_run(self.config, self.world, payload, path, facts, self.between)
         resume.restore(self.state, payload, path, self.between)
         self.saved_step = self.state.progress.step
         return changes
 
-    def facts(self):
-        """The task's, and on a CPU what AMP.DTYPE auto chose, which the machine has a say in."""
-        amp = {"cpu_amp": str(self.settings.amp_dtype or "float32")} if self.world.device.type == "cpu" else {}
-        return self.task.facts() | amp
+    @property
+    def cpu_amp(self):
+        """On a CPU, where the machine has a say in what AMP.DTYPE auto chooses: {'cpu_amp': the number format}."""
+        on_cpu = self.world.device.type == "cpu"
+        return {"cpu_amp": str(self.settings.amp_dtype or "float32").removeprefix("torch.")} if on_cpu else {}
 
     def is_complete(self):
         """Whether all epochs are trained and rank 0 finds the summary written."""
@@ -184,7 +186,7 @@ class Run:
 
     def _save(self, name, keep_as=None):
         self._count_time()
-        payload = resume.to_payload(self.state, self.config, self.facts(), self.world, self.between)
+        payload = resume.to_payload(self.state, self.config, self.task.facts(), self.world, self.between) | self.cpu_amp
         checkpoint.save(self.folder.checkpoints / name, payload, self.state.progress.step, keep_as)
 
     def _count_time(self):

@@ -42,8 +42,8 @@ def test_capabilities_are_those_of_the_processor():
 
 def test_a_run_is_not_continued_in_another_format_that_auto_chose_elsewhere():
     config, _ = load_config(CFG, [])
-    payload = stored(config) | {"data": {"cpu_amp": "float32"}}
+    payload = stored(config) | {"cpu_amp": "float32"}
     assert check_same_run(config, WORLD, payload, "last.pth", {"cpu_amp": "float32"}) == []
     assert check_same_run(config, WORLD, payload, "last.pth", {}) == []  # here on a GPU
-    with pytest.raises(MismatchError, match="AMP.DTYPE 'float32' -> 'torch.bfloat16'"):
-        check_same_run(config, WORLD, payload, "last.pth", {"cpu_amp": "torch.bfloat16"})
+    with pytest.raises(MismatchError, match="AMP.DTYPE 'float32' -> 'bfloat16'"):
+        check_same_run(config, WORLD, payload, "last.pth", {"cpu_amp": "bfloat16"})

@@ -37,7 +37,8 @@ def count_macs(model, img_size):
     """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     hollow = hollow_copy(model).eval()
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d))  # of the first one
+    convolutions = (module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    channels = next((convolution.in_channels for convolution in convolutions), 3)  # of the first one
     images = torch.empty(1, channels, height, width, device="meta", dtype=next(model.parameters()).dtype)
     norms = {op: _norm_counter(PER_ELEMENT[name]) for op, name in OPERATORS.items() if name in PER_ELEMENT}
     by_operator = _count_pools(hollow)

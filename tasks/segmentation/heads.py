@@ -112,7 +112,7 @@ class MLP(Head):
         return self.fusion(as_first(levels))
 
 
-HEADS = {"upernet": UPerNet, "mlp": MLP, "fcn": FCN}
+HEADS = {"upernet": UPerNet, "mlp": MLP}  # not FCN: alone it leaves the last stage of the backbone untrained
 
 
 def find(name):
