@@ -153,7 +153,8 @@ class Run:
         writing = self.writes()
         for rank in kill.ranks:
             if processes[rank].is_alive():
-                hit(kill, processes[rank].pid)
+                with contextlib.suppress(ProcessLookupError):  # it has ended since
+                    hit(kill, processes[rank].pid)
         return writing
 
     def writes(self):
