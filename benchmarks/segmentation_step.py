@@ -40,8 +40,8 @@ def ours(config, size):
     config = config.clone()
     config.defrost()
     config.DATA.IMG_SIZE = size
-    task = SimpleNamespace(config=config, info=SimpleNamespace(num_classes=CLASSES, in_chans=3, ignore=255))
-    learner = Segmentation.learner(task, Segmentation.model(task))
+    task = SimpleNamespace(config=config, info=SimpleNamespace(ignore=255))
+    learner = Segmentation.learner(task, Segmentation.network(config, CLASSES))
     return learner, lambda images, labels: learner(images, labels)[0]
 
 

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,9 +37,8 @@ def load(name, opts=(), flags=()):
 
 def model_of(cfg):
     """The model for as many classes as the configuration says, on the meta device: shapes without memory."""
-    task = SimpleNamespace(config=cfg, info=SimpleNamespace(num_classes=cfg.MODEL.NUM_CLASSES or 5, in_chans=3))
     with torch.device("meta"):
-        return Segmentation.model(task)
+        return Segmentation.network(cfg, cfg.MODEL.NUM_CLASSES or 5)
 
 
 @pytest.mark.parametrize("name", NAMES)
