@@ -153,7 +153,7 @@ CONFIG_CASES = {  # content of a.yaml, options, exit code, words of the line
     "unknown model": ("MODEL: {TYPE: swinn_tiny}\n", (), 64, "swinn_tiny", "did you mean swin_tiny?"),
     "unknown dataset": ("DATA: {DATASET: mnist}\n", (), 64, "mnist", "cifar100"),
     "unknown optimizer": ("TRAIN: {OPTIMIZER: {NAME: adamx}}\n", (), 64, "adamx"),
-    "unknown scheduler": ("TRAIN: {LR_SCHEDULER: {NAME: poly}}\n", (), 64, "poly", "cosine"),
+    "unknown scheduler": ("TRAIN: {LR_SCHEDULER: {NAME: plateau}}\n", (), 64, "plateau", "cosine"),
     "image against patch": ("DATA: {IMG_SIZE: 30}\n", (), 64, "30", "16 or 32"),
     "image against window": ("MODEL: {TYPE: swin_tiny}\nDATA: {IMG_SIZE: 96}\n", (), 64, "96"),
     "width against heads": ("MODEL: {ARGS: {DIM: 50, HEADS: 3}}\nDATA: {IMG_SIZE: 32}\n", (), 64, "HEADS"),
