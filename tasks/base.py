@@ -3,8 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, MismatchError
+from utils.text import visible
 
 
 @dataclass(frozen=True)
@@ -65,26 +67,9 @@ class Task(ABC):
         raise ConfigError(f"TASK: {config.TASK} - this tool builds models of classes alone")
 
     @classmethod
-    def preparation(cls, config, mean, std):
-        """PIL image -> float (C, H, W) as it is evaluated; its `describe()` says how, in lines. Goes with `network`."""
-        raise NotImplementedError
-
-    @classmethod
     def sources(cls, config, world, log):
         """The data.Sources of DATA.DATASET, found and listed, no image read: for the tools. Raises RunErrors."""
         raise ConfigError(f"TASK: {config.TASK} - this tool reads images of classes alone")
-
-    @classmethod
-    def transforms(cls, config, info):
-        """(of training, of evaluation) for the images of `sources`; `info`: the facts about them."""
-        raise NotImplementedError
-
-    @classmethod
-    def given(cls, config, info, data=None):
-        """The task with facts about the data and, if any, loaders that are there already: for the tools."""
-        task = cls.__new__(cls)
-        task.config, task.info, task.data, task.name = config, info, data, info.name
-        return task
 
     @abstractmethod
     def model(self):
@@ -130,3 +115,52 @@ class Task(ABC):
     @abstractmethod
     def describe(self, row):
         """All figures of a meter's row for people, as --eval prints them."""
+
+
+class ImageTask(Task):
+    """A Task on images of known classes: `config`, and `info`, the facts about the data, are there after __init__."""
+
+    @classmethod
+    @abstractmethod
+    def preparation(cls, config, mean, std):
+        """PIL image -> float (C, H, W) as it is evaluated; its `describe()` says how, in lines."""
+
+    @classmethod
+    @abstractmethod
+    def transforms(cls, config, info):
+        """(of training, of evaluation) for the images of `sources`; `info`: the facts about them."""
+
+    @classmethod
+    def given(cls, config, info, data=None):
+        """The task with facts about the data and, if any, loaders that are there already: for the tools."""
+        task = cls.__new__(cls)
+        task.config, task.info, task.data, task.name = config, info, data, info.name
+        return task
+
+    def model(self):
+        """See `network`."""
+        return self.network(self.config, self.info.num_classes, self.info.in_chans)
+
+    def size(self, batch):
+        """Number of images of a training batch, or of an evaluation's (images, labels)."""
+        return len(batch[1]) if isinstance(batch, tuple) else len(batch)
+
+    def facts(self):
+        """Classes, normalisation, data path and which images they are."""
+        info = self.info
+        names = {"classes": info.class_names, "mean": info.mean, "std": info.std}
+        plain = {name: list(values) for name, values in names.items()}
+        return plain | {"pipeline": info.pipeline, "parts": self.data.parts}
+
+    def check_facts(self, stored, path):
+        """Raise MismatchError if the checkpoint was trained on other classes, or the same in another order."""
+        check_classes(stored.get("classes", []), self.info, path)
+
+
+def check_classes(stored, info, path):
+    """Raise MismatchError unless the class names of a checkpoint, if it has any, are those of a dataset."""
+    here = list(info.class_names)
+    if stored and stored != here:
+        pairs = zip_longest(stored, here, fillvalue="(none)")
+        first, second = next((visible(a), visible(b)) for a, b in pairs if a != b)
+        raise MismatchError(f"{path}: its classes are not those of {info.name}: '{first}' there, '{second}' here")

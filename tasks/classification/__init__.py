@@ -1,7 +1,6 @@
 """Classification: one label an image, mixed images and soft targets in training, exact counts in evaluation."""
 
 from functools import cached_property
-from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +8,8 @@ from torch import nn
 
 from data.transforms import EvalTransform
 from tasks.backbone import build_model
-from tasks.base import Headline, Task
+from tasks.base import Headline, ImageTask
 from tasks.classification.data import build_data, mixing_of, sources_of, transforms_of
-from utils.errors import MismatchError
-from utils.text import visible
 
 
 def counts(row):
@@ -66,7 +63,7 @@ class Accuracy:
         return figures(correct, correct5, total, loss / total)
 
 
-class Classification(Task):
+class Classification(ImageTask):
     """Images of classes, from any dataset of the package data."""
 
     headline = Headline("correct", "accuracy", "validation accuracy, %", counts, counted=("correct", "total"), unit="%")
@@ -101,10 +98,6 @@ class Classification(Task):
         """See data.py."""
         return transforms_of(config, info)
 
-    def model(self):
-        """See `network`."""
-        return self.network(self.config, self.info.num_classes, self.info.in_chans)
-
     def learner(self, model):
         """The model with the loss that fits the mixed targets."""
         return Learner(model, self.mixing.criterion)
@@ -114,26 +107,9 @@ class Classification(Task):
         seed, *place = key
         return self.mixing(batch, (seed, "mix", *place), device, dtype)
 
-    def size(self, batch):
-        """Number of images of a training batch, or of an evaluation's (images, labels)."""
-        return len(batch[1]) if isinstance(batch, tuple) else len(batch)
-
     def meter(self, device):
         """Exact counts."""
         return Accuracy(device)
-
-    def facts(self):
-        """Classes, normalisation, data path and which images they are."""
-        info = self.info
-        names = {"classes": info.class_names, "mean": info.mean, "std": info.std}
-        return {name: list(values) for name, values in names.items()} | {
-            "pipeline": info.pipeline,
-            "parts": self.data.parts,
-        }
-
-    def check_facts(self, stored, path):
-        """Raise MismatchError if the checkpoint was trained on other classes, or the same in another order."""
-        check_classes(stored.get("classes", []), self.info, path)
 
     def describe(self, row):
         """All figures."""
@@ -144,12 +120,3 @@ def describe(row):
     """`top-1 84.12 % (8412/10000), top-5 ..., loss ...`."""
     top5 = counts({"correct": row["correct5"], "total": row["total"]})
     return f"top-1 {counts(row)}, top-5 {top5}, loss {row['loss']:.4f}"
-
-
-def check_classes(stored, info, path):
-    """Raise MismatchError unless the class names of a checkpoint, if it has any, are those of a dataset."""
-    here = list(info.class_names)
-    if stored and stored != here:
-        pairs = zip_longest(stored, here, fillvalue="(none)")
-        first, second = next((visible(a), visible(b)) for a, b in pairs if a != b)
-        raise MismatchError(f"{path}: its classes are not those of {info.name}: '{first}' there, '{second}' here")

@@ -4,8 +4,7 @@ import torch
 
 from data.transforms import as_size
 from tasks.backbone import build_feature_maps
-from tasks.base import Headline, Task
-from tasks.classification import check_classes
+from tasks.base import Headline, ImageTask
 from tasks.segmentation.augment import EvalTransform
 from tasks.segmentation.data import build_data, sources_of, transforms_of
 from tasks.segmentation.inference import Inference
@@ -20,7 +19,7 @@ def say(row):
     return f"mIoU {row['miou']:.2f} %"
 
 
-class Segmentation(Task):
+class Segmentation(ImageTask):
     """Images with a map of labels each, any backbone, a head on its feature maps."""
 
     headline = Headline("miou", "miou", "mean IoU, %", say, unit="% mIoU")
@@ -58,10 +57,6 @@ class Segmentation(Task):
         """See data.py."""
         return transforms_of(config, info)
 
-    def model(self):
-        """See `network`."""
-        return self.network(self.config, self.info.num_classes, self.info.in_chans)
-
     def learner(self, model):
         """The model with the losses of its heads."""
         seg = self.config.SEG
@@ -73,26 +68,9 @@ class Segmentation(Task):
         images = batch.images.to(device, dtype or torch.float32, non_blocking=True)
         return images, batch.labels.to(device, non_blocking=True)
 
-    def size(self, batch):
-        """Number of images of a training batch, or of an evaluation's (images, labels)."""
-        return len(batch[1]) if isinstance(batch, tuple) else len(batch)
-
     def meter(self, device):
         """Counts of pixels, exact."""
         return SegmentationMeter(device, self.info, inference(self.config))
-
-    def facts(self):
-        """Classes, normalisation, data path and which images they are."""
-        info = self.info
-        names = {"classes": info.class_names, "mean": info.mean, "std": info.std}
-        return {name: list(values) for name, values in names.items()} | {
-            "pipeline": info.pipeline,
-            "parts": self.data.parts,
-        }
-
-    def check_facts(self, stored, path):
-        """Raise MismatchError if the checkpoint was trained on other classes, or the same in another order."""
-        check_classes(stored.get("classes", []), self.info, path)
 
     def describe(self, row):
         """All figures but those of the single classes."""

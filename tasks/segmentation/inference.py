@@ -56,7 +56,8 @@ class Inference:
             view = resized(images, [max(1, round(n * scale)) for n in images.shape[2:]])
             logits = resized(self.logits(model, view.flip(3) if flipped else view), size)
             probabilities = probabilities + (logits.flip(3) if flipped else logits).softmax(dim=1)
-        return (probabilities / len(views)).log()
+        probabilities = probabilities / len(views)
+        return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()  # 0 would be an infinite loss
 
     def logits(self, model, images):
         """(1, C, h, w) -> (1, K, h, w)."""

@@ -6,8 +6,6 @@ from torch import nn
 
 from tasks.segmentation.heads import resized
 
-DIVISORS = ("all", "counted")
-
 
 class PixelCrossEntropy(nn.Module):
     """forward(logits (B, K, h, w), labels (B, H, W) int64) -> scalar; the logits are resized to the labels.

@@ -15,7 +15,7 @@ from data.loaders import BatchReader
 from data.samplers import EvalShare
 from data.samples import EvalSamples, Sample
 from logger import Logger
-from tasks.classification import check_classes
+from tasks.base import check_classes
 from tools.shared.command import not_negative, positive
 from utils.distributed import World
 from utils.errors import ConfigError, DataError, MissingError, listing
