@@ -73,7 +73,7 @@ def create(variant, **kwargs):
     for prefix, family in FAMILIES.items():
         if variant.startswith(prefix):
             _check_shortcut(given.get("shortcut"))
-            return family(variant.removeprefix(prefix), **given)
+            return _remembering(family(variant.removeprefix(prefix), **given), variant, given)
     entry = get_variant(variant)
     parameters = keywords_of(entry.constructor)
     for name, value in given.items():
@@ -81,7 +81,13 @@ def create(variant, **kwargs):
             raise UnknownArgument(f"`{name}`: {variant} has no such argument{among(name, parameters)}")
         given[name] = _checked(name, value, parameters[name].annotation)
     _check_shortcut(given.get("shortcut"))
-    return entry.constructor(**{**entry.sizes, **given})
+    return _remembering(entry.constructor(**{**entry.sizes, **given}), variant, given)
+
+
+def _remembering(model, variant, given):
+    """The model, which knows from now on how it was made: models.hub writes it down."""
+    model.created_as = variant, given
+    return model
 
 
 def _checked(name, value, annotation):

@@ -90,6 +90,12 @@ class TimmContract:
         self.adapt_to(size)
         self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm looks for it
 
+    def save_pretrained(self, folder, **details):
+        """Write the model to a folder that timm reads: models.hub.save_pretrained."""
+        from models.hub import save_pretrained  # which builds every model, so it stands above this one
+
+        save_pretrained(self, folder, **details)
+
     def no_weight_decay(self):
         """Names of the parameters that timm's and Swin's recipes exempt from weight decay."""
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in self.undecayed}
