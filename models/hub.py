@@ -29,7 +29,8 @@ HUB, LOCAL = "hf-hub:", "local-dir:"
 # Of training, not of the model; where the weights came from; how the shortcut is computed here.
 NOT_STORED = ("pretrained", "use_checkpoint", "drop_rate", "drop_path_rate", "num_classes", "img_size", "in_chans")
 KEPT = (  # of a timm model's pretrained_cfg
-    "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv", "classifier",
+    "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv",
+    "classifier",
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def from_pretrained(name, **changes):
         ).eval()
     except ArgumentError:
         raise
-    except REFUSALS as error:
+    except (AttributeError, *REFUSALS) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines[1:] if line), first_line(error))
         raise MismatchError(f"{folder}: {config['architecture']} cannot be built with it: {reason}") from error
