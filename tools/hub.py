@@ -135,7 +135,7 @@ def fitting(loaded, data_path):
     chosen = np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int)).tolist()
     as_they_are = [images.load(index).size[::-1] == loaded.img_size for index in chosen]
     if any(as_they_are) and not all(as_they_are):
-        console().warning("some images have the model's size: the run takes them as they are, timm's transform does not")
+        console().warning("some images have the model's size: the run takes them as they are, timm would crop them")
     return fitted | {"crop_pct": 1.0 if all(as_they_are) else EVAL_CROP, "crop_mode": "center"}
 
 
