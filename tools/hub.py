@@ -39,15 +39,19 @@ from utils.errors import ConfigError, MismatchError, MissingError, OutputError
 
 SAMPLE = 50  # images of the validation set whose size is looked at
 PIPELINES = {"classification": "image-classification", "segmentation": "image-segmentation"}  # the Hub's words
-USAGE = """\
+CLASSIFIER = """\
 import timm
-import {room}  # of this project
+import models  # of this project
 
 model = timm.create_model("{name}", pretrained=True).eval()
-mean, std = (model.pretrained_cfg[name] for name in ("mean", "std"))
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # PIL image -> (3, H, W)
 class_names = model.pretrained_cfg["label_names"]"""
-TRANSFORM = """
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # PIL image -> (3, H, W)"""
+WITH_HEADS = """\
+import timm
+import tasks  # of this project
+
+model = timm.create_model("{name}", pretrained=True).eval()
+class_names, mean, std = (model.pretrained_cfg[key] for key in ("label_names", "mean", "std"))"""
 
 
 def parse(argv):
@@ -72,7 +76,8 @@ def push(given):
     loaded = load_model(given.checkpoint, "cpu", given.weights, tasks.TASKS)
     config = config_of(loaded, given.data_path)
     name = given.target if remote else f"{hub.LOCAL}{Path(given.target).name}"
-    text = front_matter(loaded) + card(loaded, given.weights, rows(loaded), usage(loaded, name))
+    usage = CLASSIFIER if loaded.config.TASK == "classification" else WITH_HEADS
+    text = front_matter(loaded) + card(loaded, given.weights, rows(loaded), usage.format(name=name))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if remote else Path(given.target)
         hub.write(folder, loaded.model, config, text)
@@ -166,13 +171,6 @@ def without_folders(line):
     words = (word.partition("=") if word.startswith("--") else ("", "", word) for word in shlex.split(line))
     return shlex.join(flag + equals + (Path(value).name if value.startswith(("/", "~")) else value)
                       for flag, equals, value in words)  # fmt: skip
-
-
-def usage(loaded, name):
-    """Python lines for the card."""
-    if loaded.config.TASK == "classification":
-        return USAGE.format(room="models", name=name) + TRANSFORM
-    return USAGE.format(room="tasks", name=name)
 
 
 @torch.inference_mode()
