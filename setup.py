@@ -32,8 +32,7 @@ RULES = (
     (r'(?<=python -m )(?=tools\.)|(?<=package=")(?=tools")', f"{PACKAGE}."),
     (r"pip install -r requirements-tools\.txt", "pip install 'locality-vit[tools]'"),
 )
-INIT = '''"""Vision transformers with depth-wise convolution shortcuts: `from locality_vit import models`, see the README."""
-'''
+INIT = '"""Vision transformers with depth-wise convolution shortcuts: `from locality_vit import models`."""\n'
 
 
 def moved(text):
@@ -79,10 +78,11 @@ class Build(build_py):
         return path, copied
 
 
-setup(
-    packages=PACKAGES,
-    package_dir={PACKAGE: "."},
-    package_data={PACKAGE: ["configs/**/*.yaml"], **dict.fromkeys(PACKAGES[1:], ["*.html", "*.yaml"])},
-    entry_points={"console_scripts": commands()},
-    cmdclass={"build_py": Build},
-)
+if __name__ == "__main__":
+    setup(
+        packages=PACKAGES,
+        package_dir={PACKAGE: "."},
+        package_data={PACKAGE: ["configs/**/*.yaml"], **dict.fromkeys(PACKAGES[1:], ["*.html", "*.yaml"])},
+        entry_points={"console_scripts": commands()},
+        cmdclass={"build_py": Build},
+    )

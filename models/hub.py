@@ -98,14 +98,14 @@ def read_config(folder):
         raise MissingError(f"{path}: no such file; a model's folder has {CONFIG} and {WEIGHTS}") from None
     except ValueError as error:
         raise DataError(f"{path}: is not JSON ({error})") from None
-    wanted = {"architecture": str, "pretrained_cfg": dict}
-    for key, kind in wanted.items():
-        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
-            raise DataError(f"{path}: `{key}` is missing or is no {kind.__name__}; timm's layout has it")
+    given = {"model_args": {}, **config} if isinstance(config, dict) else {}
+    for key, kind in {"architecture": str, "pretrained_cfg": dict, "model_args": dict}.items():
+        if not isinstance(given.get(key), kind):
+            raise DataError(f"{path}: `{key}` is missing or is no {kind.__name__}, as timm's layout has it")
     architecture = config["architecture"]
     if not timm.is_model(architecture):
         raise DataError(
-            f"{path}: architecture {architecture!r}: not known to this project, nor to timm {timm.__version__}"
+            f"{path}: architecture {architecture!r}: unknown here and in timm {timm.__version__}"
             f"{nearest(architecture, timm.list_models())}"
         )
     return config
