@@ -20,8 +20,8 @@ NAMES = "|".join(ROOMS + FILES)
 ROOT = Path(__file__).resolve().parent
 PACKAGES = [PACKAGE, *(f"{PACKAGE}.{name}" for name in find_packages(ROOT, include=[f"{room}*" for room in ROOMS]))]
 RULES = (
-    (rf"^(\s*from )(?=(?:{NAMES})(?:\.[\w.]+)? import )", rf"\1{PACKAGE}."),
-    (rf"^(\s*)(?=import (?:{NAMES})\b)", rf"\1from {PACKAGE} "),
+    (rf"^([ \t]*from )(?=(?:{NAMES})(?:\.[\w.]+)? import )", rf"\1{PACKAGE}."),
+    (rf"^([ \t]*)(?=import (?:{NAMES})\b)", rf"\1from {PACKAGE} "),
     # What the code starts, and what it tells people to start.
     (r'str\(ROOT / "main\.py"\)', f'"-m", "{PACKAGE}.main"'),
     (r'"-m", "(?=tools\.)', f'"-m", "{PACKAGE}.'),

@@ -112,7 +112,7 @@ def test_the_core_of_the_tests_passes_with_the_wheel(installed):
 
 def test_every_tool_has_a_command():
     named = {line.partition(" = ")[0] for line in commands()}
-    assert {"locality-vit", "locality-vit-table", "locality-vit-models-table", "locality-vit-hub"} <= named
+    assert {"locality-vit", "locality-vit-table", "locality-vit-demo-segmentation", "locality-vit-hub"} <= named
     assert len(named) == 1 + sum("\ndef main(" in path.read_text() for path in (ROOT / "tools").glob("**/*.py"))
 
 
@@ -121,7 +121,7 @@ def test_every_tool_has_a_command():
     [
         ("from models import vit, cait  # noqa", "from locality_vit.models import vit, cait  # noqa"),
         ("    from data.samples import (", "    from locality_vit.data.samples import ("),
-        ("import config as configuration", "from locality_vit import config as configuration"),
+        ("\n\nimport config as configuration", "\n\nfrom locality_vit import config as configuration"),
         ("    import main", "    from locality_vit import main"),
         ("from timm.data import create_transform", None),
         ("from data of several kinds", None),
