@@ -50,6 +50,14 @@ def commands():
     return [f"locality-vit{name} = {PACKAGE}.{module}:main" for name, module in {"": "main", **named}.items()]
 
 
+def commit():
+    """What the wheel is built from; 'unknown' outside a checkout, where git would look further up."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+
+
 class Build(build_py):
     """Copies the rooms into the package."""
 
@@ -61,10 +69,7 @@ class Build(build_py):
         shutil.rmtree(target, ignore_errors=True)
         super().run()
         (target / "__init__.py").write_text(INIT, "utf-8")
-        describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        if (ROOT / ".git").exists():  # else git would look further up
-            commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout
-            (target / "COMMIT").write_text(commit, "utf-8")
+        (target / "COMMIT").write_text(commit() + "\n", "utf-8")
 
     def find_package_modules(self, package, package_dir):
         """Of the checkout's root only the project's own files."""
