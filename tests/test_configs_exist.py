@@ -128,7 +128,8 @@ def test_header_states_published_figures_only(name):
         assert "not published" in text
         assert "%" not in text.replace("29 % of the FLOPs", "")
     unknown = "/i_dynamic_dwnet" in name or "/timm/" in name  # no figure in what we have
-    assert (figure is None and plain is None) == (name in NATIVE or unknown)
+    unknown |= name in NATIVE and Path(name).stem != "vit_tiny_4_32_cifar100"
+    assert (figure is None and plain is None) == unknown
 
 
 def accuracy(cfg):

@@ -275,7 +275,10 @@ def test_published_figure_and_gap(tmp_path, capsys):
     (row,) = as_csv(capsys, tmp_path).values()
     assert (row["published"], row["published_source"]) == ("96.41", "arXiv 2407.19394v4, table 1")
     assert float(row["gap"]) == pytest.approx(94.5 - 96.41)
-    assert row["notes"] == "not the published recipe: TRAIN.EPOCHS 3, not 300, TRAIN.WARMUP_EPOCHS 1.0, not 20"
+    recipe, selection = row["notes"].split("; ", 1)
+    assert recipe == "not the published recipe: passes 3, not 300, TRAIN.WARMUP_EPOCHS 1.0, not 20"
+    assert "final is the last epoch, mean over seeds (n 2)" in selection
+    assert "published figure is the best epoch on the test set" in selection
 
 
 def test_mistakes_are_one_line(runs, tmp_path, capsys):
