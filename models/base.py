@@ -9,7 +9,7 @@ from torch import nn
 
 from models import checks
 from models.checks import ArgumentError
-from models.layers import PatchProjection, pad_image, patch_grid
+from models.layers import pad_image, patch_grid
 from models.shortcut import ShortcutStack
 from models.timm_contract import OneStack, Stages, TimmContract
 
@@ -100,12 +100,15 @@ class Isotropic(OneStack, Backbone):
 
     any_size = False
 
-    def build_embedding(self, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate):
-        """What `embed` needs, the class token, and timm's `feature_info` with a dict for each block."""
+    def build_embedding(self, tokenizer, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate):
+        """What `embed` needs, the class token, and timm's `feature_info` with a dict for each block.
+
+        tokenizer: a constructor, see models.locality.
+        """
         self.patch_size = checks.pair("patch_size", patch_size)
         self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
         self.num_features, self.in_chans = dim, in_chans
-        self.patch_embed = PatchProjection(in_chans, dim, self.patch_size)
+        self.patch_embed = tokenizer(in_chans, dim, self.patch_size)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
         tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.randn(1, tokens, dim)) if pos_embed else None
@@ -147,7 +150,8 @@ class Isotropic(OneStack, Backbone):
         """See Backbone; 'timm' also sets the embeddings: position truncated normal 0.02, class token N(0, 1e-6)."""
         super().initialise(init)
         if init == "timm":
-            nn.init.normal_(self.cls_token, std=1e-6)
+            if self.cls_token is not None:
+                nn.init.normal_(self.cls_token, std=1e-6)
             if self.pos_embed is not None:
                 trunc_normal_(self.pos_embed, std=0.02)
 
