@@ -24,6 +24,7 @@ SWITCHES = {  # features of the tables -> configuration key
     "th": "MODEL.ARGS.TALKING_HEADS",
     "shift": "MODEL.ARGS.SHIFT",
 }
+METHODS = {"drloc": "DRLOC.WEIGHT", "guidance": "GUIDANCE.TEACHER", "distillation": "DISTILLATION.TEACHER"}  # if on
 EXTRAS = ("MODEL.SHORTCUT.TIED", "MODEL.SHORTCUT.LEARNED_SCALE")  # of the shortcut, not in the papers
 BARE = {"ls": False, "th": False, "pe": False}
 FULL = {"ls": True, "th": True, "pe": True}
@@ -62,7 +63,7 @@ class Published:
 
 def passes(config):
     """Passes over the training images of a flat configuration; None where steps count instead of epochs."""
-    return None if config["TRAIN.STEPS"] else config["TRAIN.EPOCHS"]
+    return None if config["TRAIN.STEPS"] else config["TRAIN.EPOCHS"] * config.get("TRAIN.PASSES_PER_EPOCH", 1)
 
 
 def published(config, processes=1):
@@ -102,8 +103,10 @@ def identity(config):
         "span": config["MODEL.SHORTCUT.SPAN"] if dw else 1,
         "size": config["DATA.IMG_SIZE"],
         "task": config["TASK"],
+        "methods": [name for name, key in METHODS.items() if config.get(key)],
         "start": start_of(config["MODEL.PRETRAINED"]),
         "init": config["MODEL.INIT"],
+        "locality": sorted(key for key, part in config.items() if key.startswith("MODEL.LOCALITY.") and part),
         "head": config["SEG.HEAD"],
         **{name: config.get(key, True) for name, key in SWITCHES.items()},  # True is the constructors' default
     }
@@ -141,7 +144,7 @@ def read_tables(name="results"):
 def rows():
     """(source, row) of the results of the shortcut's paper and the backbones'; row['features'] tell its model apart."""
     tables = read_tables()
-    scratch = {"args": {}, "task": "classification", "start": "", "init": "paper"}
+    scratch = {"args": {}, "locality": [], "methods": [], "task": "classification", "start": "", "init": "paper"}
     for number, (table, features) in enumerate(LOCALITY_TABLES.items(), start=1):
         for row in tables[table]:
             dw = ["identity"] if row.get("dw") == "identity" else row.get("dw")
@@ -171,9 +174,11 @@ def rival_rows():
                 "args": sizes_of(row.get("type"), args),
                 "dw": [],
                 "size": row.get("image_size"),
-                "task": row.get("task", "classification"),
+                "task": "classification",
+                "methods": row.get("methods", []),
                 "start": row.get("start", ""),
-                "init": row.get("init", "paper"),
+                "init": "paper",
+                "locality": [],
                 **{name: args.get(key.rpartition(".")[2], True) for name, key in SWITCHES.items()},
             }
             yield group["source"], {**row, "features": features}
