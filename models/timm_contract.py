@@ -168,7 +168,6 @@ class Stages:
         return {"stem": r"^patch_embed|stages\.0\.patch_embed", "blocks": joints + blocks}
 
 
-
 def level_indices(indices, count):
     """Positions among `count` levels: None = all, a number = the last so many, a list = these (negative: from the end).
 
