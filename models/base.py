@@ -9,11 +9,10 @@ from torch import nn
 
 from models import checks
 from models.checks import ArgumentError
+from models.initialisation import SCHEMES
 from models.layers import PatchProjection, pad_image, patch_grid
 from models.shortcut import ShortcutStack
 from models.timm_contract import OneStack, Stages, TimmContract
-
-INITIALISATIONS = ("paper", "timm")
 
 
 class Backbone(TimmContract, nn.Module):
@@ -27,6 +26,7 @@ class Backbone(TimmContract, nn.Module):
     poolings = ("token", "avg", "")  # what global_pool may be; '' = no pooling
     unpooled_tokens = 1  # class tokens in front that 'avg' leaves out
     map_norm = nn.LayerNorm  # of the feature maps (models.dense), over the channels
+    initialisations = ("paper", "timm")  # what init may be
     linear_std = None  # published: std of the truncated normal of every Linear (its bias 0); None = PyTorch's default
 
     def forward(self, x):
@@ -67,7 +67,7 @@ class Backbone(TimmContract, nn.Module):
 
     def initialise(self, init):
         """Initialise every Linear and the free parameters. init: 'paper' as published, 'timm' as timm's ViT."""
-        checks.choice("init", init, INITIALISATIONS)
+        checks.choice("init", init, self.initialisations)
         self.init = init
         self.apply(self.initialise_linear)
 
@@ -99,6 +99,7 @@ class Isotropic(OneStack, Backbone):
     """
 
     any_size = False
+    initialisations = (*Backbone.initialisations, *SCHEMES)
 
     def build_embedding(self, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate):
         """What `embed` needs, the class token, and timm's `feature_info` with a dict for each block."""
@@ -144,12 +145,17 @@ class Isotropic(OneStack, Backbone):
         return (x, grid), [(tokens, grid) for tokens in found]
 
     def initialise(self, init):
-        """See Backbone; 'timm' also sets the embeddings: position truncated normal 0.02, class token N(0, 1e-6)."""
+        """See Backbone; but for 'paper' also the embeddings: position truncated normal 0.02, class token N(0, 1e-6).
+
+        'mimetic' and 'impulse' (models.initialisation) then change self-attention; their Linears are 'paper's.
+        """
         super().initialise(init)
-        if init == "timm":
+        if init != "paper":
             nn.init.normal_(self.cls_token, std=1e-6)
             if self.pos_embed is not None:
                 trunc_normal_(self.pos_embed, std=0.02)
+        if init in SCHEMES:
+            SCHEMES[init](self)
 
 
 class Stage(nn.Module):
