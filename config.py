@@ -79,6 +79,10 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "MODEL.SHORTCUT.IMPL": Key("auto",
         "torch (plain modules), triton (one GPU operator) or auto (triton on NVIDIA GPUs)",
         must.one_of("auto", "torch", "triton"), free=True, idle=NO_SHORTCUT),
+    "MODEL.LOCALITY.TOKENIZER": Key("", "from image to tokens: patch, conv[:kernel=3] or spt; '': the variant's own"),
+    "MODEL.LOCALITY.ATTENTION": Key("", "how tokens mix: plain or lsa; '': the variant's own"),
+    "MODEL.LOCALITY.FEED_FORWARD": Key("", "after the attention: mlp; '': the variant's own"),
+    "MODEL.LOCALITY.BLOCK": Key("", "form of a block: plain (pre-norm) or cct; '': the variant's own"),
 
     "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake; "
         "segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes", must.NOT_EMPTY, built=False),

@@ -10,7 +10,7 @@ from torch import nn
 from models import checks
 from models.checks import ArgumentError
 from models.initialisation import SCHEMES
-from models.layers import PatchProjection, pad_image, patch_grid
+from models.layers import pad_image, patch_grid
 from models.shortcut import ShortcutStack
 from models.timm_contract import OneStack, Stages, TimmContract
 
@@ -100,13 +100,17 @@ class Isotropic(OneStack, Backbone):
 
     any_size = False
     initialisations = (*Backbone.initialisations, *SCHEMES)
+    embedding_std = None  # published: of class token and positions, truncated normal; None = N(0, 1)
 
-    def build_embedding(self, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate):
-        """What `embed` needs, the class token, and timm's `feature_info` with a dict for each block."""
+    def build_embedding(self, tokenizer, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate):
+        """What `embed` needs, the class token, and timm's `feature_info` with a dict for each block.
+
+        tokenizer: a constructor, see models.locality.
+        """
         self.patch_size = checks.pair("patch_size", patch_size)
         self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
         self.num_features, self.in_chans = dim, in_chans
-        self.patch_embed = PatchProjection(in_chans, dim, self.patch_size)
+        self.patch_embed = tokenizer(in_chans, dim, self.patch_size)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
         tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.randn(1, tokens, dim)) if pos_embed else None
@@ -145,15 +149,18 @@ class Isotropic(OneStack, Backbone):
         return (x, grid), [(tokens, grid) for tokens in found]
 
     def initialise(self, init):
-        """See Backbone; but for 'paper' also the embeddings: position truncated normal 0.02, class token N(0, 1e-6).
+        """See Backbone; but for 'paper' the position is truncated normal 0.02 and the class token N(0, 1e-6).
 
         'mimetic' and 'impulse' (models.initialisation) then change self-attention; their Linears are 'paper's.
         """
         super().initialise(init)
-        if init != "paper":
+        std = self.embedding_std if init == "paper" else 0.02
+        if self.cls_token is not None and init != "paper":
             nn.init.normal_(self.cls_token, std=1e-6)
-            if self.pos_embed is not None:
-                trunc_normal_(self.pos_embed, std=0.02)
+        elif self.cls_token is not None and std is not None:
+            trunc_normal_(self.cls_token, std=std)
+        if self.pos_embed is not None and std is not None:
+            trunc_normal_(self.pos_embed, std=std)
         if init in SCHEMES:
             SCHEMES[init](self)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from models import checks
 from models.base import Isotropic
-from models.layers import Attention, Block, block_sizes, drop_path_rates
+from models.layers import Attention, Block, PatchProjection, block_sizes, drop_path_rates
 from models.registry import register
 from models.shortcut import ShortcutStack
 
@@ -62,7 +62,7 @@ class CaiT(Isotropic):
         dim_head, mlp_dim = block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio)
         checks.positive(class_depth=class_depth, in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        self.build_embedding(img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate)
+        self.build_embedding(PatchProjection, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate)
         blocks, class_blocks = [], []
         attention = TalkingHeadsAttention if talking_heads else Attention
         for i, rate in enumerate(drop_path_rates(drop_path_rate, depth), start=1):

@@ -81,7 +81,7 @@ class PostNormBlock(Block):
     def forward(self, x, grid: tuple[int, int]):
         """x: (B, N, C) -> (B, N, C); grid: (H, W)."""
         x = x + self.drop_path(self.norm1(self.attn(x, grid)))
-        return x + self.drop_path(self.norm2(self.mlp(x)))
+        return x + self.drop_path(self.norm2(self.mlp(x, grid)))
 
 
 class PostNormMerging(nn.Module):

@@ -2,13 +2,16 @@
 
 State-dict names: patch_embed.proj, pos_embed, cls_token, norm, head and
 stack.blocks.i.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2}, stack.shortcuts.i.{norms.k, convs.k, scale}.
+Parts of models.locality have names of their own in patch_embed, attn and mlp; seq_pool.score is sequence pooling's.
 """
 
 from torch import nn
 
 from models import checks
 from models.base import Isotropic
-from models.layers import Attention, Block, block_sizes, drop_path_rates
+from models.layers import block_sizes, drop_path_rates
+from models.locality import PARTS, choose
+from models.locality.pooling import SeqPool
 from models.registry import register
 from models.shortcut import ShortcutStack
 
@@ -25,13 +28,15 @@ class ViT(Isotropic):
 
     img_size, patch_size: pixels, a number or (height, width). dim_head: channels per head, dim / heads if None.
     mlp_dim: hidden width, dim * mlp_ratio if None. pool: 'cls' (the class token; the last shortcut is then without
-    effect) or 'mean' (over all tokens with the class token, as published). drop_rate: dropout after the embedding,
-    the attention projection and in the MLP. drop_path_rate: of the last block, rising linearly from 0.
+    effect), 'mean' (over all tokens with the class token, as published) or 'seq' (sequence pooling, no class token).
+    drop_rate: dropout after the embedding, the attention projection and in the MLP. drop_path_rate: of the last block,
+    rising linearly from 0, or of all (constant_drop_path). locality: parts in place of plain ones, see models.locality.
     qkv_bias, norm_eps: timm's and DeiT's ViT have True and 1e-6.
     shortcut: keywords of ShortcutStack. init: 'paper' (PyTorch's defaults, N(0, 1) for embeddings) or 'timm'.
     Raises ArgumentError for sizes that do not fit together.
     """
 
+    parts = PARTS
     prefix_tokens = 1
     unpooled_tokens = 0  # as published, 'avg' pools first, over all tokens, and normalises the result
 
@@ -55,22 +60,36 @@ class ViT(Isotropic):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        constant_drop_path: bool = False,
+        locality: dict | None = None,
         shortcut: dict | None = None,
         init: str = "paper",
         use_checkpoint: bool = False,
     ):
         super().__init__()
-        checks.choice("pool", pool, ("cls", "mean"))
+        checks.choice("pool", pool, ("cls", "mean", "seq"))
         dim_head, mlp_dim = block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio)
         checks.positive(in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        self.global_pool = {"cls": "token", "mean": "avg"}[pool]
-        self.build_embedding(img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate)
-        blocks = []
-        for rate in drop_path_rates(drop_path_rate, depth):
-            mixer = Attention(dim, heads, dim_head, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=drop_rate)
-            blocks.append(Block(dim, mixer, mlp_dim, drop=drop_rate, drop_path=rate, norm_eps=norm_eps))
-        self.stack = ShortcutStack(blocks, dim, prefix_tokens=1, use_checkpoint=use_checkpoint, **(shortcut or {}))
+        parts = choose(locality, self.parts)
+        self.global_pool = {"cls": "token", "mean": "avg", "seq": "seq"}[pool]
+        if pool == "seq":
+            self.prefix_tokens, self.poolings = 0, ("seq", "avg", "")
+        self.build_embedding(parts.tokenizer, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate)
+        if pool == "seq":
+            self.cls_token = None
+        blocks, prefix = [], {"prefix_tokens": self.prefix_tokens}
+        for rate in drop_path_rates(drop_path_rate, depth, constant_drop_path):
+            drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
+            mixer = parts.attention(dim, heads, dim_head, qkv_bias=qkv_bias, **drops)
+            feed_forward = parts.feed_forward(dim, mlp_dim, drop=drop_rate, **prefix)
+            blocks.append(parts.block(dim, mixer, feed_forward, drop_path=rate, norm_eps=norm_eps))
+        self.stack = ShortcutStack(blocks, dim, use_checkpoint=use_checkpoint, **prefix, **(shortcut or {}))
         self.norm = nn.LayerNorm(dim, norm_eps)
+        self.seq_pool = SeqPool(dim) if pool == "seq" else None
         self.head = self.build_head(num_classes)
         self.initialise(init)
+
+    def pool(self, x):
+        """See Backbone; sequence pooling normalises first."""
+        return self.seq_pool(self.norm(x)) if self.global_pool == "seq" else super().pool(x)

@@ -424,6 +424,7 @@ def config(**changes):
                 "INIT": "timm",
                 "ARGS": {"DIM": 24, "HEADS": 2, "DEPTH": 2, "PATCH_SIZE": 8},
                 "SHORTCUT": {"KERNELS": [3, 5], "SPAN": 2, "IDENTITY": False, "TIED": False, "LEARNED_SCALE": True},
+                "LOCALITY": {},
             },
             "DATA": {"IMG_SIZE": [32, 16]},
             "TRAIN": {"USE_CHECKPOINT": True},

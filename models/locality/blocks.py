@@ -1,0 +1,15 @@
+"""Forms of a block that differ from the pre-norm one."""
+
+from models.layers import Block
+
+
+class NormedResidualBlock(Block):
+    """x += mixer(LN(x)); x = LN(x); x += MLP(x): the second residual starts from the normalised tokens.
+
+    So it is in the published code of CCT, ViT-Lite and CVT (arXiv 2104.05704), while the paper shows an ordinary block.
+    """
+
+    def forward(self, x, context):
+        """x: (B, N, C) -> (B, N, C)."""
+        x = self.norm2(x + self.drop_path(self.layer_scale1(self.attn(self.norm1(x), context))))
+        return x + self.drop_path(self.layer_scale2(self.mlp(x, context)))
