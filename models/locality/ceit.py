@@ -16,25 +16,25 @@ from models.layers import Attention, Block, PatchProjection
 class I2T(nn.Module):
     """Image-to-tokens (section 3.1): a 7x7 convolution of stride 2, BatchNorm, max pooling of stride 2, patches.
 
-    stem: channels of the convolution; the published code has 64, the paper 32, and neither an activation. patch_size
-    is that of the image, a multiple of 4: the pooled map is a quarter as large. ArgumentError otherwise.
+    stem: channels of the convolution: 64 in the published code, 32 in the paper; neither has an activation.
+    Raises ArgumentError unless patch_size, which is that of the image, is a multiple of 4.
     """
 
-    def __init__(self, in_chans, dim, patch_size, *, stem=64):
+    first_conv = "backbone.conv"
+
+    def __init__(self, in_chans, dim, patch_size, *, stem: int = 64):
         super().__init__()
-        if patch_size % 4:
-            raise ArgumentError(f"`patch_size` {patch_size}: must be a multiple of 4 for `locality.tokenizer` 'i2t'")
-        self.stride = patch_size
+        if any(side % 4 for side in patch_size) or stem < 1:
+            wrong = f"`locality.tokenizer` i2t:stem={stem} needs a multiple of 4 and a stem of 1 channel or more"
+            raise ArgumentError(f"`patch_size` {list(patch_size)}: {wrong}")
         conv = nn.Conv2d(in_chans, stem, 7, stride=2, padding=3, bias=False)
         self.backbone = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(stem)))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.patches = PatchProjection(stem, dim, (patch_size // 4, patch_size // 4))
+        self.patches = PatchProjection(stem, dim, tuple(side // 4 for side in patch_size))
 
-    def forward(self, images):
-        """(B, C, H, W) -> (tokens (B, h*w, D), (h, w)), h = H / patch_size."""
-        x = self.pool(self.backbone(images))
-        p, q = self.patches.proj.kernel_size
-        return self.patches(x), (x.shape[2] // p, x.shape[3] // q)
+    def forward(self, x):
+        """(B, C, H, W) -> (B, H/p * W/p, D)."""
+        return self.patches(self.pool(self.backbone(x)))
 
 
 class LayerwiseClassAttention(nn.Module):
@@ -46,6 +46,7 @@ class LayerwiseClassAttention(nn.Module):
 
     def __init__(self, dim, depth, heads, dim_head, mlp_dim, *, qkv_bias, drop, attn_drop, norm_eps):
         super().__init__()
+        self.depth = depth
         self.pos_layer_embed = nn.Parameter(torch.zeros(1, depth, dim))
         attention = Attention(dim, heads, dim_head, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=drop)
         self.block = Block(dim, attention, mlp_dim, drop=drop, norm_eps=norm_eps)

@@ -29,31 +29,31 @@ class Affine(nn.Module):
 class SOPE(nn.Module):
     """Sequential overlapping patch embedding (section 3.1): an affine map, 3x3 convolutions of stride 2, another one.
 
-    log2(patch_size) convolutions, each followed by BatchNorm, with GELU between them; their widths double up to dim.
-    With patch_size 2 there is one, and a GELU after it, as published. Published patch sizes: 2, 4, 16.
-    Raises ArgumentError unless patch_size is a power of two, from 2 on, and dim is a multiple of patch_size / 2.
+    log2(p) convolutions, each followed by BatchNorm, with GELU between them; their widths double up to dim. With p = 2
+    there is one, and a GELU after it, as published. Published patches: 2, 4 and 16.
+    Raises ArgumentError unless patch_size is a power of two, from 2 on, and dim a multiple of its half.
     """
+
+    first_conv = "proj.0.0"
 
     def __init__(self, in_chans, dim, patch_size):
         super().__init__()
-        count = patch_size.bit_length() - 1
-        if count < 1 or patch_size != 2**count or dim % 2 ** (count - 1):
+        count = patch_size[0].bit_length() - 1
+        if count < 1 or tuple(patch_size) != (2**count, 2**count) or dim % 2 ** (count - 1):
             fits = f"must be 2, 4, 8, ... whose half divides the {dim} channels (`dim`) for `locality.tokenizer` 'sope'"
-            raise ArgumentError(f"`patch_size` {patch_size}: {fits}")
-        self.stride = patch_size
+            raise ArgumentError(f"`patch_size` {list(patch_size)}: {fits}")
         widths = [in_chans, *(dim // 2**i for i in reversed(range(count)))]
         layers = []
-        for before, after in zip(widths, widths[1:], strict=False):
-            conv = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
-            layers += [nn.Sequential(conv, nn.BatchNorm2d(after)), nn.GELU()]
+        for i in range(count):
+            conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False)
+            layers += [nn.Sequential(conv, nn.BatchNorm2d(widths[i + 1])), nn.GELU()]
         self.pre_affine = Affine(in_chans)
         self.proj = nn.Sequential(*(layers if count == 1 else layers[:-1]))
         self.post_affine = Affine(dim)
 
-    def forward(self, images):
-        """(B, C, H, W) -> (tokens (B, h*w, D), (h, w)), h = H / patch_size rounded up."""
-        x = self.post_affine(self.proj(self.pre_affine(images)))
-        return to_tokens(x), (x.shape[2], x.shape[3])
+    def forward(self, x):
+        """(B, C, H, W) -> (B, H/p * W/p, D)."""
+        return to_tokens(self.post_affine(self.proj(self.pre_affine(x))))
 
 
 class HeadTokenAttention(Attention):
@@ -63,6 +63,8 @@ class HeadTokenAttention(Attention):
     attention behind the others; the mean of what comes out for them is added to the class token, and they are dropped.
     head_embed has three dimensions and is decayed, as published, unlike position embeddings.
     """
+
+    needs_class_token = True
 
     def __init__(self, dim, heads, dim_head, *, qkv_bias=False, attn_drop=0.0, proj_drop=0.0):
         super().__init__(dim, heads, dim_head, qkv_bias=qkv_bias, attn_drop=attn_drop)

@@ -1,6 +1,5 @@
-"""Feed-forward layers that convolve the patch tokens on their grid, in place of a transformer block's MLP.
+"""Feed-forward layers that convolve the patch tokens on their grid, in place of a block's MLP.
 
-Called feed_forward(x, grid) on x (B, P + N, D): P class tokens, then the N = H*W patches row by row.
 State-dict names: conv1, bn1, conv2, bn2, conv3, bn3; DAFF also compress, excitation, LocalViT's also se.{fc1, fc2}.
 """
 
@@ -16,12 +15,13 @@ class LeFF(nn.Module):
     """CeiT's locally-enhanced feed-forward (arXiv 2103.11816, section 3.2): 1x1, 3x3 depth-wise, 1x1 convolutions.
 
     A BatchNorm follows each, a GELU the first two. The class tokens pass unchanged: in a pre-norm block they gain
-    their own LayerNorm, c = c + LN(c), as in the published code. hidden: channels between the 1x1 convolutions.
+    their own LayerNorm, c = c + LN(c), as in the published code. drop: without effect, as published, here and in the
+    other two. Biases, although a BatchNorm follows, are as published, too.
     """
 
-    bias = True  # of the convolutions, although a BatchNorm follows: as published
+    bias = True
 
-    def __init__(self, dim, hidden, *, prefix_tokens=1, activation=nn.GELU):
+    def __init__(self, dim, hidden, *, drop=0.0, prefix_tokens=1):
         super().__init__()
         self.prefix_tokens = prefix_tokens
         self.conv1 = nn.Conv2d(dim, hidden, 1, bias=self.bias)
@@ -30,18 +30,19 @@ class LeFF(nn.Module):
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, dim, 1, bias=self.bias)
         self.bn3 = nn.BatchNorm2d(dim)
-        self.activation = activation()
+        self.act = nn.GELU()
 
     def forward(self, x, grid: tuple[int, int]):
         """x: (B, P + H*W, D) -> the same shape; grid: (H, W)."""
         image = to_image(x[:, self.prefix_tokens :], grid)
-        hidden = self.hidden(self.activation(self.bn1(self.conv1(image))))
-        image = self.bn3(self.conv3(hidden))
+        image = self.bn3(self.conv3(self.convolve(self.act(self.bn1(self.conv1(image))))))
+        if self.prefix_tokens == 0:
+            return to_tokens(image)
         return torch.cat([self.prefix(x[:, : self.prefix_tokens], image), to_tokens(image)], dim=1)
 
-    def hidden(self, x):
+    def convolve(self, x):
         """(B, hidden, H, W) after the first convolution -> what the last one gets."""
-        return self.activation(self.bn2(self.conv2(x)))
+        return self.act(self.bn2(self.conv2(x)))
 
     def prefix(self, tokens, image):
         """Class tokens (B, P, D), given the convolved patches (B, D, H, W) -> (B, P, D)."""
@@ -55,16 +56,18 @@ class DAFF(LeFF):
     W2 GELU(W1 mean(patches)), squeezed to a quarter and, as published, without a sigmoid.
     """
 
-    def __init__(self, dim, hidden, *, prefix_tokens=1):
+    needs_class_token = True
+
+    def __init__(self, dim, hidden, *, drop=0.0, prefix_tokens=1):
         super().__init__(dim, hidden, prefix_tokens=prefix_tokens)
-        if dim < 4 or prefix_tokens < 1:
-            raise ArgumentError("`locality.feed_forward` 'daff': needs a class token and at least 4 channels (`dim`)")
+        if dim < 4:
+            raise ArgumentError(f"`dim` {dim}: must be at least 4 for `locality.feed_forward` 'daff'")
         self.compress = nn.Linear(dim, dim // 4)
         self.excitation = nn.Linear(dim // 4, dim)
 
-    def hidden(self, x):
+    def convolve(self, x):
         """See LeFF."""
-        return x + super().hidden(x)
+        return x + super().convolve(x)
 
     def prefix(self, tokens, image):
         """See LeFF."""
@@ -74,24 +77,23 @@ class DAFF(LeFF):
 class LocalFeedForward(LeFF):
     """LocalViT's feed-forward (arXiv 2104.05707, eq. 8-9): as LeFF, h-swish for GELU, convolutions without a bias.
 
-    reduction: the hidden channels are reweighted by a squeeze-and-excitation of hidden // reduction channels; None:
-    ReLU6 and no reweighting (the published code's act 1). The class tokens get exactly nothing: in its block they stay
-    as they are.
+    se: channels of a squeeze-and-excitation that weighs the hidden channels; 0: none, and ReLU6 for h-swish (the
+    published code's act 1). Class tokens get exactly nothing.
     """
 
     bias = False
 
-    def __init__(self, dim, hidden, *, prefix_tokens=1, reduction: int | None = None):
-        super().__init__(
-            dim, hidden, prefix_tokens=prefix_tokens, activation=nn.ReLU6 if reduction is None else nn.Hardswish
-        )
-        if reduction is not None and not 1 <= reduction <= hidden:
-            raise ArgumentError(f"`locality.reduction` {reduction}: must be from 1 to the {hidden} hidden channels")
-        self.se = nn.Identity() if reduction is None else SqueezeExcite(hidden, hidden // reduction)
+    def __init__(self, dim, hidden, *, drop=0.0, prefix_tokens=1, se: int = 4):
+        super().__init__(dim, hidden, prefix_tokens=prefix_tokens)
+        if not 0 <= se <= hidden:
+            allowed = f"must be from 0 to the {hidden} hidden channels"
+            raise ArgumentError(f"`locality.feed_forward` localvit:se={se}: {allowed}")
+        self.act = nn.Hardswish() if se > 0 else nn.ReLU6()
+        self.se = SqueezeExcite(hidden, se) if se > 0 else nn.Identity()
 
-    def hidden(self, x):
+    def convolve(self, x):
         """See LeFF."""
-        return self.se(super().hidden(x))
+        return self.se(super().convolve(x))
 
     def prefix(self, tokens, image):
         """See LeFF."""
@@ -99,7 +101,7 @@ class LocalFeedForward(LeFF):
 
 
 class SqueezeExcite(nn.Module):
-    """x * h_sigmoid(W2 ReLU(W1 mean(x))); linear layers with a bias, which timm's squeeze-and-excitation lacks."""
+    """x * h_sigmoid(W2 ReLU(W1 mean(x))), of linear layers, which start as the model's others do (timm's are not)."""
 
     def __init__(self, dim, squeezed):
         super().__init__()
