@@ -82,30 +82,18 @@ class FeedForward(Mlp):
 class Block(nn.Module):
     """Pre-norm transformer block: x += mixer(LN(x)); x += MLP(LN(x)), both under drop path and optional LayerScale.
 
-    mixer: a module called mixer(x, context) with what it needs beside x: the grid (H, W) of the patch tokens, or other
-    tokens. mlp: hidden channels of a FeedForward, or a module called mlp(x, context).
-    layer_scale: initial value, or None for no LayerScale.
-    activation, drop: of the FeedForward. norm_eps: of both LayerNorms.
+    mixer, feed_forward: modules called with x and the block's context, what they may need beside x: the grid (H, W) of
+    the patch tokens, or other tokens. layer_scale: initial value, or None for no LayerScale. norm_eps: of both
+    LayerNorms.
     """
 
-    def __init__(
-        self,
-        dim,
-        mixer,
-        mlp,
-        *,
-        drop=0.0,
-        drop_path=0.0,
-        layer_scale=None,
-        activation=nn.GELU,
-        norm_eps=1e-5,
-    ):
+    def __init__(self, dim, mixer, feed_forward, *, drop_path=0.0, layer_scale=None, norm_eps=1e-5):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attn = mixer
         self.layer_scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, norm_eps)
-        self.mlp = mlp if isinstance(mlp, nn.Module) else FeedForward(dim, mlp, drop=drop, activation=activation)
+        self.mlp = feed_forward
         self.layer_scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -140,6 +128,13 @@ def drop_path_rates(rate, depth, constant=False):
     constant: `rate` for all of them.
     """
     return [rate] * depth if constant else torch.linspace(0, rate, depth, device="cpu").tolist()
+
+
+def sine_positions(tokens, dim, device=None):
+    """(N, D), sines (even channels) and cosines (odd) of the token's number / 10000^(2 (i // 2) / D), row by row."""
+    channels = torch.arange(dim, device=device)
+    angles = torch.arange(tokens, device=device)[:, None] / 10000.0 ** (2 * (channels // 2) / dim)
+    return torch.where(channels % 2 == 0, angles.sin(), angles.cos())
 
 
 def to_image(tokens, grid: tuple[int, int]):

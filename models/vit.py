@@ -14,6 +14,7 @@ from models.layers import block_sizes, drop_path_rates
 from models.locality import PARTS, choose
 from models.locality.ceit import LayerwiseClassAttention
 from models.locality.pooling import SeqPool
+from models.locality.published import XavierLinear, shifted_local
 from models.registry import register
 from models.shortcut import ShortcutStack
 
@@ -23,15 +24,21 @@ VARIANTS = {  # name: (sizes, where they stand)
     "vit_base": ({"dim": 768, "depth": 12, "heads": 12}, "arXiv 2010.11929, table 1 (ViT-Base)"),
 }
 
+# The code of arXiv 2112.13492 (models/create_model.py): patches of 4, 8 at 64 x 64.
+SL_SIZES = {
+    "img_size": 32, "patch_size": 4, "dim": 192, "depth": 9, "heads": 12, "mlp_dim": 384, "constant_drop_path": True,
+}  # fmt: skip
+
 
 @register(VARIANTS)
 class ViT(Isotropic):
     """Patches, a class token, pre-norm blocks with shortcuts on the patch tokens, pooling, LayerNorm, Linear.
 
     img_size, patch_size: pixels, a number or (height, width). dim_head: channels per head, dim / heads if None.
-    mlp_dim: hidden width, dim * mlp_ratio if None. pool: 'cls' (the class token; the last shortcut is then without
-    effect), 'mean' (over all tokens with the class token, as published), 'seq' (sequence pooling, no class token) or
-    'lca' (the class token after CeiT's attention over the class tokens of all blocks).
+    mlp_dim: hidden width, dim * mlp_ratio if None. pos_embed: learned positions, none (False) or fixed ones ('sine').
+    pool: 'cls' (the class token; the last shortcut is then without effect), 'mean' (over all tokens with the class
+    token, as published), 'seq' (sequence pooling, no class token) or 'lca' (the class token after CeiT's attention over
+    the class tokens of all blocks).
     drop_rate: dropout after the embedding, the attention projection and in the MLP. drop_path_rate: of the last block,
     rising linearly from 0, or of all (constant_drop_path). locality: parts in place of plain ones, see models.locality.
     qkv_bias, norm_eps: timm's and DeiT's ViT have True and 1e-6.
@@ -58,7 +65,7 @@ class ViT(Isotropic):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = False,
         norm_eps: float = 1e-5,
-        pos_embed: bool = True,
+        pos_embed: bool | str = True,
         pool: str = "cls",
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -71,6 +78,7 @@ class ViT(Isotropic):
     ):
         super().__init__()
         checks.choice("pool", pool, ("cls", "mean", "seq", "lca"))
+        checks.choice("pos_embed", pos_embed, (True, False, "sine"))
         dim_head, mlp_dim = block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio)
         checks.positive(in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
@@ -78,7 +86,8 @@ class ViT(Isotropic):
         self.global_pool = {"cls": "token", "lca": "token", "mean": "avg", "seq": "seq"}[pool]
         if pool == "seq":
             self.prefix_tokens, self.poolings = 0, ("seq", "avg", "")
-        self.build_embedding(parts.tokenizer, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate)
+        self.build_embedding(parts.tokenizer, img_size, patch_size, in_chans, dim, pos_embed, drop_rate)
+        self.describe_levels(dim, depth)
         if pool == "seq":
             self.cls_token = None
         blocks, prefix = [], {"prefix_tokens": self.prefix_tokens}
@@ -106,7 +115,9 @@ class ViT(Isotropic):
         return (torch.cat([token, x[:, 1:]], dim=1), grid), [level for i, level in enumerate(levels) if i in wanted]
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
-        """See Backbone; layer-wise class attention goes with the head, or with the last levels."""
+        """See Backbone; sequence pooling and class attention go with the head, the latter with the last levels, too."""
+        if prune_head and self.seq_pool is not None:
+            self.seq_pool, self.poolings = None, ("avg", "")
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if self.class_attention is not None and (prune_head or self.count_levels() < self.class_attention.depth):
             self.class_attention = None
@@ -115,3 +126,8 @@ class ViT(Isotropic):
     def pool(self, x):
         """See Backbone; sequence pooling normalises first."""
         return self.seq_pool(self.norm(x)) if self.global_pool == "seq" else super().pool(x)
+
+
+@register(shifted_local("vit", SL_SIZES))
+class SLViT(XavierLinear, ViT):
+    """ViT with the initial values of arXiv 2112.13492's code."""

@@ -28,6 +28,8 @@ def small_sizes(variant):
     parameters = keywords_of(get_variant(variant).constructor)
     sizes = CONVOLUTIONAL if "dims" in parameters else PYRAMID if "depths" in parameters else ISOTROPIC
     sizes = NESTED if variant.startswith("nest_") else sizes
+    if "kernel=7" in get_variant(variant).sizes.get("locality", {}).get("tokenizer", ""):
+        sizes = {**sizes, "patch_size": 4}  # what one such convolution and its pooling make
     return {"num_classes": 5, **{name: value for name, value in sizes.items() if name in parameters}}
 
 

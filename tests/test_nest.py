@@ -63,6 +63,7 @@ def test_it_is_timms_nest_with_one_key_and_value_for_all_heads():
         depths=DEPTHS,
         num_classes=5,
         drop_path_rate=0.0,
+        pad_type="same",  # as in the published code
         act_layer=functools.partial(nn.GELU, approximate="tanh"),
     ).double()
     theirs.load_state_dict(for_timm(ours))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.checks import ArgumentError
-from models.layers import to_tokens
+from models.layers import pad_image, to_image, to_tokens
 
 
 class ConvTokenizer(nn.Module):
@@ -73,3 +73,15 @@ class ShiftedTokenizer(nn.Module):
         x = torch.cat([x, *copies], dim=1).unflatten(3, (-1, q)).unflatten(2, (-1, p))  # (B, 5C, h, p, w, q)
         x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, h*w, p*q*5C)
         return self.proj(self.norm(x))
+
+
+class ShiftedMerging(ShiftedTokenizer):
+    """Shifted patch tokenization of a map of tokens: each 2 x 2 become one of twice the channels."""
+
+    def __init__(self, dim):
+        super().__init__(dim, 2 * dim, (2, 2))
+
+    def forward(self, x, grid: tuple[int, int]):
+        """x: (B, H*W, C) -> ((B, H/2 * W/2, 2C), (H/2, W/2)), rounded up: an odd side gets a row of zeros."""
+        image = pad_image(to_image(x, grid), (2, 2))
+        return super().forward(image), (image.shape[-2] // 2, image.shape[-1] // 2)
