@@ -45,7 +45,7 @@ def default_cfg(variant):
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "fixed_input_size": "pos_embed" in sizes or "window_size" in sizes,
+        "fixed_input_size": bool(sizes.get("pos_embed")) or "window_size" in sizes,
         "first_conv": "stages.0.patch_embed.proj" if "patch_strides" in sizes else "patch_embed.proj",
         "classifier": "head",
     }
