@@ -106,7 +106,8 @@ def identity(config):
         "methods": [name for name, key in METHODS.items() if config.get(key)],
         "start": start_of(config["MODEL.PRETRAINED"]),
         "init": config["MODEL.INIT"],
-        "locality": sorted(key for key, part in config.items() if key.startswith("MODEL.LOCALITY.") and part),
+        "locality": {key.rpartition(".")[2]: part for key, part in config.items()
+                     if key.startswith("MODEL.LOCALITY.") and part},  # fmt: skip
         "head": config["SEG.HEAD"],
         **{name: config.get(key, True) for name, key in SWITCHES.items()},  # True is the constructors' default
     }
@@ -144,7 +145,7 @@ def read_tables(name="results"):
 def rows():
     """(source, row) of the results of the shortcut's paper and the backbones'; row['features'] tell its model apart."""
     tables = read_tables()
-    scratch = {"args": {}, "locality": [], "methods": [], "task": "classification", "start": "", "init": "paper"}
+    scratch = {"args": {}, "locality": {}, "methods": [], "task": "classification", "start": "", "init": "paper"}
     for number, (table, features) in enumerate(LOCALITY_TABLES.items(), start=1):
         for row in tables[table]:
             dw = ["identity"] if row.get("dw") == "identity" else row.get("dw")
@@ -178,7 +179,7 @@ def rival_rows():
                 "methods": row.get("methods", []),
                 "start": row.get("start", ""),
                 "init": "paper",
-                "locality": [],
+                "locality": row.get("locality", {}),
                 **{name: args.get(key.rpartition(".")[2], True) for name, key in SWITCHES.items()},
             }
             yield group["source"], {**row, "features": features}
