@@ -3,8 +3,6 @@
 State-dict names: those of models.vit or models.swin and of the parts.
 """
 
-from models.locality.blocks import LocalViTBlock
-from models.locality.feed_forward import LocalFeedForward
 from models.registry import register
 from models.swin import TINY as SWIN_TINY
 from models.swin import Swin
@@ -35,7 +33,8 @@ CEIT_VARIANTS = {
 }
 
 
-SWIN_VARIANTS = {"localvit_swin_tiny": (SWIN_TINY, "arXiv 2104.05707, table 5 (LocalViT-Swin)")}
+LOCAL_SWIN = {**SWIN_TINY, "locality": {"feed_forward": "localvit:se=16", "block": "localvit"}}
+SWIN_VARIANTS = {"localvit_swin_tiny": (LOCAL_SWIN, "arXiv 2104.05707, table 5 (LocalViT-Swin)")}
 
 
 class HybridViT(ViT):
@@ -65,19 +64,13 @@ class LocalViT(HybridViT):
     """
 
 
-class LocalSwinBlock(LocalViTBlock):
-    """LocalViT's block; dim // 4 hidden channels share one of the squeeze-and-excitation, as published."""
-
-    def __init__(self, dim, mixer, mlp_dim, **options):
-        squeezed = max(mlp_dim // max(dim // 4, 1), 1)
-        super().__init__(dim, mixer, LocalFeedForward(dim, mlp_dim, prefix_tokens=0, se=squeezed), **options)
-
-
 @register(SWIN_VARIANTS)
 class LocalViTSwin(Swin):
-    """Swin with LocalViT's blocks; arguments are Swin's. The published constructor ignores classes and drop path."""
+    """Swin with LocalViT's feed-forward and block; arguments are Swin's.
 
-    block = LocalSwinBlock
+    One channel of the squeeze-and-excitation for dim // 4 hidden ones, so 16 in all stages. The published constructor
+    ignores the number of classes and drop path.
+    """
 
 
 @register(CEIT_VARIANTS)

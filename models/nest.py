@@ -19,6 +19,7 @@ from models.base import Stage, Staged
 from models.checks import ArgumentError
 from models.layers import (
     Block,
+    FeedForward,
     PatchProjection,
     drop_path_rates,
     hidden_width,
@@ -91,8 +92,8 @@ class NesT(Staged):
             blocks = []
             for _ in range(depth):
                 mixer = MultiQueryAttention(dim, heads, window_size, qkv_bias, attn_drop_rate, drop_rate)
-                options = {"drop": drop_rate, "drop_path": next(rates), "activation": GELU, "norm_eps": 1e-6}
-                blocks.append(Block(dim, mixer, hidden_width(dim, mlp_ratio), **options))
+                mlp = FeedForward(dim, hidden_width(dim, mlp_ratio), drop=drop_rate, activation=GELU)
+                blocks.append(Block(dim, mixer, mlp, drop_path=next(rates), norm_eps=1e-6))
             stack = ShortcutStack(blocks, dim, use_checkpoint=use_checkpoint, **(shortcut or {}))
             positions = nn.Parameter(torch.empty(1, math.prod(self.grid(s)), dim))
             downsample = Aggregation(dim) if s + 1 < len(depths) else None

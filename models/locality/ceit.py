@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.checks import ArgumentError
-from models.layers import Attention, Block, PatchProjection
+from models.layers import Attention, Block, FeedForward, PatchProjection
 
 
 class I2T(nn.Module):
@@ -49,7 +49,7 @@ class LayerwiseClassAttention(nn.Module):
         self.depth = depth
         self.pos_layer_embed = nn.Parameter(torch.zeros(1, depth, dim))
         attention = Attention(dim, heads, dim_head, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=drop)
-        self.block = Block(dim, attention, mlp_dim, drop=drop, norm_eps=norm_eps)
+        self.block = Block(dim, attention, FeedForward(dim, mlp_dim, drop=drop), norm_eps=norm_eps)
 
     def forward(self, tokens):
         """(B, depth, D) class tokens, first block first -> (B, 1, D)."""

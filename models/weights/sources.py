@@ -15,7 +15,6 @@ import torch
 from models.cait import CaiT
 from models.cvt import CvT
 from models.dwnet import DWNet
-from models.hybrid_vit import DHVT, CeiT, LocalViT, LocalViTSwin
 from models.swin import Swin, SwinMLP, SwinV2
 from models.vit import ViT
 from utils.errors import DataError
@@ -85,7 +84,7 @@ def is_original(state_dict):
 
 
 def patch_and_channels(state_dict):
-    """(patch size, channels) of a projection (D, p*p*C) or, if shifted, (D, 5*p*p*C): colour if it can be, else grey."""
+    """(patch size, channels) of a projection (D, p*p*C), if shifted (D, 5*p*p*C): colour if it can be, else grey."""
     shifted = [t for name, t in state_dict.items() if re.search(r"patch_embed.*\.merging\.2\.weight$", name)]
     inputs = shifted[0].shape[1] // 5 if shifted else state_dict["to_patch_embedding.1.weight"].shape[1]
     channels = 3 if inputs % 3 == 0 and math.isqrt(inputs // 3) ** 2 == inputs // 3 else 1
@@ -236,95 +235,6 @@ TIMM_VIT = Source(
         (r"^norm_pre\.", "a norm before the blocks"),
     ),
 )
-
-# DHVT of github.com/ArieSeirack/DHVT, LocalViT of github.com/ofsoundof/LocalViT, CeiT of github.com/coeusguo/ceit.
-_LOCAL_LAYERS = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}  # their numbers: our names in the feed-forward
-_LOCAL_WITH_SE = {**_LOCAL_LAYERS, "6.fc.0": "se.fc1", "6.fc.2": "se.fc2", "7": "conv3", "8": "bn3"}
-_LOCAL_WITHOUT = {**_LOCAL_LAYERS, "6": "conv3", "7": "bn3"}
-
-
-def _local_rules(block, ours, layers):
-    """Rules of LocalViT's feed-forward in the blocks that the pattern `block` finds and `ours` names."""
-    return tuple((rf"{block}conv\.conv\.{re.escape(n)}\.", f"{ours}mlp.{name}.") for n, name in layers.items())
-
-
-_HYBRID_RULES = (
-    (r"^(cls_token|pos_embed)$", r"\1"),
-    (r"^(norm|head)\.", r"\1."),
-    (r"^blocks\.(\d+)\.attn\.pos_embed$", r"stack.blocks.\1.attn.head_embed"),
-    (r"^blocks\.(\d+)\.(norm1|norm2|attn|mlp)\.", r"stack.blocks.\1.\2."),
-    (r"^blocks\.(\d+)\.leff\.", r"stack.blocks.\1.mlp."),
-    (r"^i2t\.proj\.", "patch_embed.patches.proj."),
-    (r"^i2t\.", "patch_embed."),
-    (r"^patch_embed\.", "patch_embed."),
-    (r"^lca\.feedforward\.", "class_attention.block.mlp."),
-    (r"^lca\.", "class_attention.block."),
-    (r"^pos_layer_embed$", "class_attention.pos_layer_embed"),
-)
-
-
-def _hybrid_sizes(state_dict):
-    """Keywords that the three have in common."""
-    classes, dim = state_dict["head.weight"].shape
-    return {"num_classes": classes, "dim": dim, "depth": count(state_dict, r"blocks\.(\d+)\.")}
-
-
-def _dhvt_sizes(state_dict):
-    patch = 2 ** ((count(state_dict, r"patch_embed\.proj\.(\d+)\.") + 1) // 2)
-    return _hybrid_sizes(state_dict) | {
-        "img_size": DEFAULT_IMAGE if patch == 16 else 32,  # no weight depends on it: those of the published models
-        "patch_size": patch,
-        "in_chans": state_dict["patch_embed.pre_affine.alpha"].shape[1],
-        "heads": state_dict["blocks.0.attn.pos_embed"].shape[1],
-        "mlp_ratio": state_dict["blocks.0.mlp.conv1.weight"].shape[0] / state_dict["head.weight"].shape[1],
-    }
-
-
-def _localvit_sizes(state_dict):
-    dim, channels, patch = state_dict["patch_embed.proj.weight"].shape[:3]
-    squeezed = state_dict.get("blocks.0.conv.conv.6.fc.0.weight")
-    se = 0 if squeezed is None else squeezed.shape[0]
-    tokens = state_dict["pos_embed"].shape[1] - 1
-    return _hybrid_sizes(state_dict) | {
-        "img_size": patch * square_root(tokens, "patches of the position embedding"),
-        "patch_size": patch,
-        "in_chans": channels,
-        "heads": max(1, dim // 48),  # channels per head, of every published LocalViT
-        "mlp_ratio": state_dict["blocks.0.conv.conv.0.weight"].shape[0] / dim,
-        "locality": {"feed_forward": f"localvit:se={se}", "block": "localvit"},
-    }
-
-
-def _ceit_sizes(state_dict):
-    dim, stem, patch = state_dict["i2t.proj.weight"].shape[:3]
-    tokens = state_dict["pos_embed"].shape[1] - 1
-    locality = {"tokenizer": "i2t" if stem == 64 else f"i2t:stem={stem}", "feed_forward": "leff"}
-    return _hybrid_sizes(state_dict) | {
-        "img_size": 4 * patch * square_root(tokens, "patches of the position embedding"),
-        "patch_size": 4 * patch,
-        "in_chans": state_dict["i2t.backbone.conv.weight"].shape[1],
-        "heads": max(1, dim // HEAD_WIDTH),
-        "mlp_ratio": state_dict["blocks.0.leff.conv1.weight"].shape[0] / dim,
-        "locality": locality,
-    }
-
-
-DHVT_SOURCE = Source("DHVT", (r"^patch_embed\.pre_affine\.alpha$",), _HYBRID_RULES, DHVT, _dhvt_sizes)
-_IN_VIT = r"^blocks\.(\d+)\.", r"stack.blocks.\1."
-LOCALVIT = Source(
-    "LocalViT",
-    (r"^blocks\.0\.conv\.conv\.6\.fc\.0\.",),
-    _local_rules(*_IN_VIT, _LOCAL_WITH_SE) + _HYBRID_RULES,
-    LocalViT,
-    _localvit_sizes,
-)
-LOCALVIT_RELU6 = replace(
-    LOCALVIT,
-    name="LocalViT without squeeze-and-excitation",
-    marks=(r"^blocks\.0\.conv\.conv\.6\.weight$",),
-    rules=_local_rules(*_IN_VIT, _LOCAL_WITHOUT) + _HYBRID_RULES,
-)
-CEIT = Source("CeiT", (r"^i2t\.backbone\.conv\.",), _HYBRID_RULES, CeiT, _ceit_sizes)
 
 _CVT_RULES = (
     (r"^stage(\d+)\.blocks\.(\d+)\.", r"stages.\1.stack.blocks.\2."),
@@ -485,14 +395,6 @@ SWIN = Source(
     refused=((r"^head\.fc\.", "timm's Swin; use MODEL.TYPE timm/swin_..."),),
     fits=is_original,
 )
-MLP, CONVOLUTION = "layers.0.blocks.0.mlp.fc1.weight", "layers.0.blocks.0.conv.conv.0.weight"  # first layers
-LOCALVIT_SWIN = Source(
-    "LocalViT-Swin",
-    (FIRST + r"conv\.conv\.0\.",),
-    _local_rules(BLOCK, OURS, _LOCAL_WITH_SE) + RULES,
-    LocalViTSwin,
-    lambda state: swin_sizes({**state, MLP: state[CONVOLUTION]}),
-)
 SWIN_V2 = Source("Swin Transformer V2", (FIRST + r"attn\.cpb_mlp\.0\.",), RULES, SwinV2, swin_v2_sizes)
 SWIN_MLP = Source("Swin-MLP", (FIRST + r"spatial_mlp\.",), MLP_RULES, SwinMLP, swin_mlp_sizes)
 DWNET = Source("DWNet", (FIRST + r"attn2conv\.",), DWNET_RULES, DWNet, dwnet_sizes)
@@ -531,5 +433,4 @@ def under_backbone(source):
 
 
 DENSE_SOURCES = tuple(map(under_backbone, (DWNET, SWIN)))
-HYBRIDS = (DHVT_SOURCE, LOCALVIT, LOCALVIT_RELU6, LOCALVIT_SWIN, CEIT)
-SOURCES = (VIT, CAIT, SWIN, SWIN_V2, SWIN_MLP, CVT, DWNET, TIMM_VIT, *HYBRIDS, *DENSE_SOURCES)
+SOURCES = (VIT, CAIT, SWIN, SWIN_V2, SWIN_MLP, CVT, DWNET, TIMM_VIT, *DENSE_SOURCES)
