@@ -54,7 +54,7 @@ def load(name):
 @pytest.mark.parametrize("name", [Path(name).stem for name in NAMES if "/dhvt" in name and "_32_" in name])
 def test_recipe_of_dhvt(name):
     cfg = load(name)
-    assert cfg.DATA.BATCH_SIZE == (256 if "small" in name else 512)
+    assert (256 if "small" in name else 512) == cfg.DATA.BATCH_SIZE
     train, aug = cfg.TRAIN, cfg.AUG
     assert (train.EPOCHS, train.WARMUP_EPOCHS, train.BASE_LR, train.WEIGHT_DECAY) == (300, 5, 1e-3, 0.05)
     assert (train.LR_SCALING, train.LR_SCALING_BATCH, train.CLIP_GRAD) == ("linear", 512, 0)
