@@ -13,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from models import checks
+from models.locality import choose
 from models.registry import create, get_variant, keywords_of, list_variants
 
 KINDS = {"dw": {"kernels": [3]}, "plain": None}  # first part of a name -> its shortcuts
@@ -45,14 +46,23 @@ def default_cfg(variant):
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "fixed_input_size": "pos_embed" in sizes or "window_size" in sizes,
-        "first_conv": "stages.0.patch_embed.proj" if "patch_strides" in sizes else "patch_embed.proj",
+        "fixed_input_size": bool(sizes.get("pos_embed")) or "window_size" in sizes,
+        "first_conv": first_conv(variant),
         "classifier": "head",
     }
-    if "patch_size" in sizes and "depths" in sizes:
+    if "patch_size" in sizes and "depths" in sizes and get_variant(variant).constructor.global_pool == "avg":
         grid = side // sizes["patch_size"] // 2 ** (len(sizes["depths"]) - 1)
         cfg["pool_size"] = (grid, grid)
     return cfg
+
+
+def first_conv(variant):
+    """Name of the convolution that sees the image, None if there is none."""
+    sizes, parts = default_sizes(variant), getattr(get_variant(variant).constructor, "parts", None)
+    if parts is not None:
+        name = choose(sizes["locality"], parts).tokenizer.func.first_conv
+        return f"patch_embed.{name}" if name else None
+    return "stages.0.patch_embed.proj" if "patch_strides" in sizes else "patch_embed.proj"
 
 
 def build(variant, *, global_pool=None, device=None, dtype=None, **kwargs):

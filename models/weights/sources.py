@@ -84,7 +84,7 @@ def is_original(state_dict):
 
 
 def patch_and_channels(state_dict):
-    """(patch size, channels) of a projection (D, p*p*C) or, if shifted, (D, 5*p*p*C): colour if it can be, else grey."""
+    """(patch size, channels) of a projection (D, p*p*C), shifted (D, 5*p*p*C): colour if it can be, else grey."""
     shifted = [t for name, t in state_dict.items() if re.search(r"patch_embed.*\.merging\.2\.weight$", name)]
     inputs = shifted[0].shape[1] // 5 if shifted else state_dict["to_patch_embedding.1.weight"].shape[1]
     channels = 3 if inputs % 3 == 0 and math.isqrt(inputs // 3) ** 2 == inputs // 3 else 1
