@@ -9,11 +9,10 @@ from torch import nn
 
 from models import checks
 from models.checks import ArgumentError
+from models.initialisation import SCHEMES
 from models.layers import pad_image, patch_grid, sine_positions
 from models.shortcut import ShortcutStack
 from models.timm_contract import OneStack, Stages, TimmContract
-
-INITIALISATIONS = ("paper", "timm")
 
 
 class Backbone(TimmContract, nn.Module):
@@ -31,6 +30,7 @@ class Backbone(TimmContract, nn.Module):
     unpooled_tokens = 1  # class tokens in front that 'avg' leaves out
     prefix_tokens = 0  # class tokens that have a position, in front of the patches
     map_norm = nn.LayerNorm  # of the feature maps (models.dense), over the channels
+    initialisations = ("paper", "timm")  # what init may be
     linear_std = None  # published: std of the truncated normal of every Linear (its bias 0); None = PyTorch's default
 
     def forward(self, x):
@@ -87,7 +87,7 @@ class Backbone(TimmContract, nn.Module):
 
     def initialise(self, init):
         """Initialise every Linear and the free parameters. init: 'paper' as published, 'timm' as timm's ViT."""
-        checks.choice("init", init, INITIALISATIONS)
+        checks.choice("init", init, self.initialisations)
         self.init = init
         self.apply(self.initialise_linear)
 
@@ -116,6 +116,8 @@ class Embedded(Backbone):
     prefix_tokens: class tokens that are embedded, before the patches.
     """
 
+    embedding_std = None  # published: of class token and positions, truncated normal; None = N(0, 1)
+
     def build_embedding(self, tokenizer, img_size, patch_size, in_chans, dim, pos_embed, drop_rate):
         """What `embed` needs, and the class token. tokenizer: a constructor, see models.locality."""
         self.patch_size = checks.pair("patch_size", patch_size)
@@ -142,17 +144,27 @@ class Embedded(Backbone):
         return self.pos_drop(x), grid
 
     def initialise(self, init):
-        """See Backbone; 'timm' also sets the embeddings: position truncated normal 0.02, class token N(0, 1e-6)."""
+        """See Backbone; but for 'paper' the position is truncated normal 0.02 and the class token N(0, 1e-6)."""
         super().initialise(init)
-        if init == "timm":
-            if self.cls_token is not None:
-                nn.init.normal_(self.cls_token, std=1e-6)
-            if self.pos_embed is not None:
-                trunc_normal_(self.pos_embed, std=0.02)
+        std = self.embedding_std if init == "paper" else 0.02
+        if self.cls_token is not None and init != "paper":
+            nn.init.normal_(self.cls_token, std=1e-6)
+        elif self.cls_token is not None and std is not None:
+            trunc_normal_(self.cls_token, std=std)
+        if self.pos_embed is not None and std is not None:
+            trunc_normal_(self.pos_embed, std=std)
 
 
 class Isotropic(OneStack, Embedded):
     """ViT and CaiT: one `stack` of blocks on one grid of patches."""
+
+    initialisations = (*Backbone.initialisations, *SCHEMES)
+
+    def initialise(self, init):
+        """See Embedded; 'mimetic' and 'impulse' (models.initialisation) then change self-attention and positions."""
+        super().initialise(init)
+        if init in SCHEMES:
+            SCHEMES[init](self)
 
     def describe_levels(self, dim, depth):
         """Set the width and timm's `feature_info`, with a dict for each block."""

@@ -11,6 +11,8 @@ from torch import nn
 from models import checks
 from models.layers import Block, FeedForward
 from models.locality import choose
+from models.locality.blocks import LocalViTBlock
+from models.locality.feed_forward import LeFF, LocalFeedForward
 from models.locality.published import shifted_local
 from models.locality.tokenizers import ShiftedMerging, ShiftedTokenizer
 from models.pyramid import NormedPatches, Pyramid, merge
@@ -63,8 +65,8 @@ class Swin(Pyramid):
     parts = {
         "tokenizer": {"patch": NormedPatches, "spt": ShiftedTokenizer},
         "attention": {"plain": WindowAttention, "lsa": LocalWindowAttention},
-        "feed_forward": {"mlp": FeedForward},
-        "block": {"plain": Block},
+        "feed_forward": {"mlp": FeedForward, "leff": LeFF, "localvit": LocalFeedForward},
+        "block": {"plain": Block, "localvit": LocalViTBlock},
     }
 
     def __init__(

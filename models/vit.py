@@ -5,12 +5,14 @@ stack.blocks.i.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2}, stack.shor
 Parts of models.locality have names of their own in patch_embed, attn and mlp; seq_pool.score is sequence pooling's.
 """
 
+import torch
 from torch import nn
 
 from models import checks
 from models.base import Isotropic
 from models.layers import block_sizes, drop_path_rates
 from models.locality import PARTS, choose
+from models.locality.ceit import LayerwiseClassAttention
 from models.locality.pooling import SeqPool
 from models.locality.published import XavierLinear, shifted_local
 from models.registry import register
@@ -33,9 +35,10 @@ class ViT(Isotropic):
     """Patches, a class token, pre-norm blocks with shortcuts on the patch tokens, pooling, LayerNorm, Linear.
 
     img_size, patch_size: pixels, a number or (height, width). dim_head: channels per head, dim / heads if None.
-    mlp_dim: hidden width, dim * mlp_ratio if None. pos_embed: learned positions, none (False) or
-    fixed ones ('sine'). pool: 'cls' (the class token; the last shortcut is then without effect), 'mean' (over all
-    tokens with the class token, as published) or 'seq' (sequence pooling, no class token).
+    mlp_dim: hidden width, dim * mlp_ratio if None. pos_embed: learned positions, none (False) or fixed ones ('sine').
+    pool: 'cls' (the class token; the last shortcut is then without effect), 'mean' (over all tokens with the class
+    token, as published), 'seq' (sequence pooling, no class token) or 'lca' (the class token after CeiT's attention over
+    the class tokens of all blocks).
     drop_rate: dropout after the embedding, the attention projection and in the MLP. drop_path_rate: of the last block,
     rising linearly from 0, or of all (constant_drop_path). locality: parts in place of plain ones, see models.locality.
     qkv_bias, norm_eps: timm's and DeiT's ViT have True and 1e-6.
@@ -74,13 +77,13 @@ class ViT(Isotropic):
         use_checkpoint: bool = False,
     ):
         super().__init__()
-        checks.choice("pool", pool, ("cls", "mean", "seq"))
+        checks.choice("pool", pool, ("cls", "mean", "seq", "lca"))
         checks.choice("pos_embed", pos_embed, (True, False, "sine"))
         dim_head, mlp_dim = block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio)
         checks.positive(in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        parts = choose(locality, self.parts)
-        self.global_pool = {"cls": "token", "mean": "avg", "seq": "seq"}[pool]
+        parts = choose(locality, self.parts, class_token=pool != "seq")
+        self.global_pool = {"cls": "token", "lca": "token", "mean": "avg", "seq": "seq"}[pool]
         if pool == "seq":
             self.prefix_tokens, self.poolings = 0, ("seq", "avg", "")
         self.build_embedding(parts.tokenizer, img_size, patch_size, in_chans, dim, pos_embed, drop_rate)
@@ -94,16 +97,31 @@ class ViT(Isotropic):
             feed_forward = parts.feed_forward(dim, mlp_dim, drop=drop_rate, **prefix)
             blocks.append(parts.block(dim, mixer, feed_forward, drop_path=rate, norm_eps=norm_eps))
         self.stack = ShortcutStack(blocks, dim, use_checkpoint=use_checkpoint, **prefix, **(shortcut or {}))
+        self.class_attention = None
+        if pool == "lca":
+            options = {"qkv_bias": qkv_bias, "drop": drop_rate, "attn_drop": attn_drop_rate, "norm_eps": norm_eps}
+            self.class_attention = LayerwiseClassAttention(dim, depth, heads, dim_head, mlp_dim, **options)
         self.norm = nn.LayerNorm(dim, norm_eps)
         self.seq_pool = SeqPool(dim) if pool == "seq" else None
         self.head = self.build_head(num_classes)
         self.initialise(init)
 
+    def forward_levels(self, x, wanted=(), stop=None):
+        """See Backbone; layer-wise class attention gives the last level its class token, from those of all levels."""
+        if self.class_attention is None or stop not in (None, self.count_levels()):
+            return super().forward_levels(x, wanted, stop)
+        (x, grid), levels = super().forward_levels(x, range(self.count_levels()))
+        token = self.class_attention(torch.cat([tokens[:, :1] for tokens, _ in levels], dim=1))
+        return (torch.cat([token, x[:, 1:]], dim=1), grid), [level for i, level in enumerate(levels) if i in wanted]
+
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
-        """See Backbone; sequence pooling goes with the head."""
+        """See Backbone; sequence pooling and class attention go with the head, the latter with the last levels, too."""
         if prune_head and self.seq_pool is not None:
             self.seq_pool, self.poolings = None, ("avg", "")
-        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if self.class_attention is not None and (prune_head or self.count_levels() < self.class_attention.depth):
+            self.class_attention = None
+        return taken
 
     def pool(self, x):
         """See Backbone; sequence pooling normalises first."""

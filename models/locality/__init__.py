@@ -23,27 +23,35 @@ from models import checks
 from models.checks import ArgumentError, among
 from models.layers import Attention, Block, FeedForward, PatchProjection
 from models.locality.attention import LocalitySelfAttention
-from models.locality.blocks import NormedResidualBlock
+from models.locality.blocks import LocalViTBlock, NormedResidualBlock
+from models.locality.ceit import I2T
+from models.locality.dhvt import SOPE, HeadTokenAttention
+from models.locality.feed_forward import DAFF, LeFF, LocalFeedForward
 from models.locality.tokenizers import ConvTokenizer, ShiftedTokenizer
 
 READ = {int: int, float: float, str: str, bool: {"true": True, "false": False}.__getitem__}  # options from text
 PARTS = {
-    "tokenizer": {"patch": PatchProjection, "conv": ConvTokenizer, "spt": ShiftedTokenizer},
-    "attention": {"plain": Attention, "lsa": LocalitySelfAttention},
-    "feed_forward": {"mlp": FeedForward},
-    "block": {"plain": Block, "cct": NormedResidualBlock},
+    "tokenizer": {"patch": PatchProjection, "conv": ConvTokenizer, "spt": ShiftedTokenizer, "sope": SOPE, "i2t": I2T},
+    "attention": {"plain": Attention, "lsa": LocalitySelfAttention, "head_tokens": HeadTokenAttention},
+    "feed_forward": {"mlp": FeedForward, "leff": LeFF, "daff": DAFF, "localvit": LocalFeedForward},
+    "block": {"plain": Block, "cct": NormedResidualBlock, "localvit": LocalViTBlock},
 }
 
 
-def choose(locality, parts):
+def choose(locality, parts, class_token=True):
     """The constructors of the chosen parts, with their options: a namespace with an attribute for each slot of `parts`.
 
-    parts: {slot: {name: class}}. Raises ArgumentError for slots, parts and options that there are not.
+    parts: {slot: {name: class}}. Raises ArgumentError for slots, parts and options that there are not, and for a part
+    that needs the class token which the model lacks.
     """
     chosen = dict(locality or {})
     for slot in (f"locality.{name}" for name in chosen if name not in parts):
         raise ArgumentError(f"`{slot}`: unknown here{among(slot, [f'locality.{name}' for name in parts])}")
-    return SimpleNamespace(**{slot: _part(slot, chosen.get(slot), table) for slot, table in parts.items()})
+    built = {slot: _part(slot, chosen.get(slot), table) for slot, table in parts.items()}
+    for slot, part in built.items():
+        if not class_token and getattr(part.func, "needs_class_token", False):
+            raise ArgumentError(f"`locality.{slot}` {chosen[slot]!r}: needs a class token (`pool` cls, mean or lca)")
+    return SimpleNamespace(**built)
 
 
 def _part(slot, spec, table):

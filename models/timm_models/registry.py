@@ -47,7 +47,7 @@ def default_cfg(variant):
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "fixed_input_size": bool(sizes.get("pos_embed")) or "window_size" in sizes,
-        "first_conv": first_conv(variant),
+        "first_conv": first_convolution(variant, sizes),
         "classifier": "head",
     }
     if "patch_size" in sizes and "depths" in sizes and get_variant(variant).constructor.global_pool == "avg":
@@ -56,13 +56,14 @@ def default_cfg(variant):
     return cfg
 
 
-def first_conv(variant):
-    """Name of the convolution that sees the image, None if there is none."""
-    sizes, parts = default_sizes(variant), getattr(get_variant(variant).constructor, "parts", None)
-    if parts is not None:
-        name = choose(sizes["locality"], parts).tokenizer.func.first_conv
-        return f"patch_embed.{name}" if name else None
-    return "stages.0.patch_embed.proj" if "patch_strides" in sizes else "patch_embed.proj"
+def first_convolution(variant, sizes):
+    """Name of the convolution that sees the image; None if there is none (shifted patches)."""
+    if "patch_strides" in sizes:
+        return "stages.0.patch_embed.proj"
+    if sizes.get("locality") is None:
+        return "patch_embed.proj"
+    name = choose(sizes["locality"], get_variant(variant).constructor.parts).tokenizer.func.first_conv
+    return name and f"patch_embed.{name}"
 
 
 def build(variant, *, global_pool=None, device=None, dtype=None, **kwargs):

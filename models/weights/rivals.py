@@ -7,6 +7,7 @@ from models.cct import CCT
 from models.pit import PiT
 from models.swin import SLSwin
 from models.vit import SLViT
+from models.weights.hybrids import HYBRIDS
 from models.weights.sources import (
     HEAD_WIDTH,
     PAPER_RULES,
@@ -209,4 +210,4 @@ SL_PIT = Source(
     PiT,
     pit_sizes,
 )
-RIVALS = (CCT_CONVOLUTIONS, CCT_PATCHES, SL_VIT, SL_CAIT, SL_SWIN, SL_PIT)
+RIVALS = (CCT_CONVOLUTIONS, CCT_PATCHES, SL_VIT, SL_CAIT, SL_SWIN, SL_PIT, *HYBRIDS)

@@ -84,7 +84,7 @@ def is_original(state_dict):
 
 
 def patch_and_channels(state_dict):
-    """(patch size, channels) of a projection (D, p*p*C), shifted (D, 5*p*p*C): colour if it can be, else grey."""
+    """(patch size, channels) of a projection (D, p*p*C), if shifted (D, 5*p*p*C): colour if it can be, else grey."""
     shifted = [t for name, t in state_dict.items() if re.search(r"patch_embed.*\.merging\.2\.weight$", name)]
     inputs = shifted[0].shape[1] // 5 if shifted else state_dict["to_patch_embedding.1.weight"].shape[1]
     channels = 3 if inputs % 3 == 0 and math.isqrt(inputs // 3) ** 2 == inputs // 3 else 1
@@ -218,7 +218,7 @@ def _timm_sizes(state_dict):
 
 TIMM_VIT = Source(
     "DeiT / timm ViT",
-    (r"^blocks\.0\.attn\.qkv\.weight$", r"^patch_embed\.proj\.weight$", r"^cls_token$"),
+    (r"^blocks\.0\.attn\.qkv\.weight$", r"^patch_embed\.proj\.weight$", r"^cls_token$", r"^blocks\.0\.mlp\.fc1\."),
     (
         (r"^(cls_token|pos_embed)$", r"\1"),
         (r"^(patch_embed\.proj|norm|head)\.", r"\1."),
@@ -388,7 +388,7 @@ DWNET_RULES = (*((BLOCK + theirs, OURS + ours) for theirs, ours in DWNET_BLOCK),
 FIRST = r"^layers\.0\.blocks\.0\."
 SWIN = Source(
     "Swin Transformer",
-    (FIRST + r"attn\.relative_position_bias_table$",),
+    (FIRST + r"attn\.relative_position_bias_table$", FIRST + r"mlp\.fc1\."),
     RULES,
     Swin,
     swin_sizes,

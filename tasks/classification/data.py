@@ -21,6 +21,7 @@ from data.transforms import EvalTransform, TrainTransform, as_size
 from tasks.base import Data
 
 MIXING = ("MIXUP", "CUTMIX", "CUTMIX_MINMAX", "MIXUP_PROB", "MIXUP_SWITCH_PROB", "MIXUP_MODE")  # of AUG
+OF_THE_ORDER = ("REPEATS",)  # of AUG
 
 
 @dataclass
@@ -83,6 +84,8 @@ def reading_of(config, world, log):
         rank=world.rank,
         world_size=world.size,
         skip_bad=data.BAD_IMAGES == "skip",
+        repeats=config.AUG.REPEATS,
+        passes=config.TRAIN.PASSES_PER_EPOCH,
         options={
             "num_workers": worker_count(data.NUM_WORKERS, world.size),
             "timeout": data.WORKER_TIMEOUT,
@@ -96,7 +99,7 @@ def transforms_of(config, info):
     """(TrainTransform, EvalTransform)."""
     data = config.DATA
     common = {"img_size": data.IMG_SIZE, "mean": info.mean, "std": info.std, "interpolation": data.INTERPOLATION}
-    augmentation = {key.lower(): value for key, value in config.AUG.items() if key not in MIXING}
+    augmentation = {key.lower(): value for key, value in config.AUG.items() if key not in MIXING + OF_THE_ORDER}
     return TrainTransform(**common, **augmentation), EvalTransform(**common, crop=config.TEST.CROP)
 
 
