@@ -23,18 +23,18 @@ DHVT_VARIANTS = {  # name: (sizes, where they stand)
 }
 LOCAL = {**DEIT, "locality": {"feed_forward": "localvit:se=4", "block": "localvit"}}
 LOCALVIT_VARIANTS = {
-    "localvit_tiny": ({**TINY, **LOCAL}, "arXiv 2104.05707, table 5 (LocalViT-T)"),
-    "localvit_small": ({**SMALL, **LOCAL}, "arXiv 2104.05707, table 5 (LocalViT-S)"),
+    "localvit_tiny": ({**TINY, **LOCAL}, "arXiv 2104.05707 (LocalViT-T)"),
+    "localvit_small": ({**SMALL, **LOCAL}, "arXiv 2104.05707 (LocalViT-S)"),
 }
 CLASS_ATTENTION = {**DEIT, "pool": "lca", "locality": {"tokenizer": "i2t", "feed_forward": "leff"}}
 CEIT_VARIANTS = {
-    "ceit_tiny": ({**TINY, **CLASS_ATTENTION, "heads": 3}, "arXiv 2103.11816, table 2 (CeiT-T)"),
-    "ceit_small": ({**SMALL, **CLASS_ATTENTION, "heads": 6}, "arXiv 2103.11816, table 2 (CeiT-S)"),
+    "ceit_tiny": ({**TINY, **CLASS_ATTENTION, "heads": 3}, "arXiv 2103.11816 (CeiT-T)"),
+    "ceit_small": ({**SMALL, **CLASS_ATTENTION, "heads": 6}, "arXiv 2103.11816 (CeiT-S)"),
 }
 
 
 LOCAL_SWIN = {**SWIN_TINY, "locality": {"feed_forward": "localvit:se=16", "block": "localvit"}}
-SWIN_VARIANTS = {"localvit_swin_tiny": (LOCAL_SWIN, "arXiv 2104.05707, table 5 (LocalViT-Swin)")}
+SWIN_VARIANTS = {"localvit_swin_tiny": (LOCAL_SWIN, "arXiv 2104.05707 (LocalViT-Swin)")}
 
 
 class HybridViT(ViT):

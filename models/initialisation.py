@@ -18,7 +18,7 @@ OFFSETS = ((0, 0), (-1, 0), (0, 1), (0, -1), (1, 0), (-1, -1), (-1, 1), (1, -1),
 
 @torch.no_grad()
 def mimetic(model):
-    """Products of weights as in pretrained ViTs (arXiv 2305.09828, section 4): for each head
+    """Products of weights as in pretrained ViTs (arXiv 2305.09828): for each head
 
     W_q W_k^T ~ 0.7 Z + 0.7 I, cut to its d largest singular values, and W_v W_proj ~ 0.4 Z - 0.4 I;
     Z has entries N(0, 1/D). The positions are 2-D sines and cosines (0 for class tokens) and learn from there.
@@ -38,7 +38,7 @@ def mimetic(model):
 
 @torch.no_grad()
 def impulse(model):
-    """Attention of the positions starts as 3x3 convolution with impulses (arXiv 2505.19985, section 4).
+    """Attention of the positions starts as 3x3 convolution with impulses (arXiv 2505.19985).
 
     Each head gets one of the nine shifts, in the order of OFFSETS. With P the normalised positions, of rank d after
     their d largest singular values, W_q W_k^T = P^+ M P^+^T where M is 1000 for (token, shifted token) and else noise

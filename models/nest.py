@@ -34,9 +34,9 @@ from models.windows import from_windows, to_windows
 
 GELU = functools.partial(nn.GELU, approximate="tanh")  # the published code's, which is JAX's default
 VARIANTS = {  # name: (sizes, where they stand)
-    "nest_tiny_cifar": ({"dim": 192, "heads": 3}, "arXiv 2105.12723, table 1 (NesT-T, 32 x 32)"),
-    "nest_small_cifar": ({"dim": 384, "heads": 6}, "arXiv 2105.12723, table 1 (NesT-S, 32 x 32)"),
-    "nest_base_cifar": ({"dim": 768, "heads": 12}, "arXiv 2105.12723, table 1 (NesT-B, 32 x 32)"),
+    "nest_tiny_cifar": ({"dim": 192, "heads": 3}, "arXiv 2105.12723 (NesT-T, 32 x 32)"),
+    "nest_small_cifar": ({"dim": 384, "heads": 6}, "arXiv 2105.12723 (NesT-S, 32 x 32)"),
+    "nest_base_cifar": ({"dim": 768, "heads": 12}, "arXiv 2105.12723 (NesT-B, 32 x 32)"),
 }
 
 
@@ -209,7 +209,7 @@ class MultiQueryAttention(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """Four neighbouring blocks become one: 3x3 convolution, LayerNorm, 3x3 max pooling of stride 2 (section 3.2).
+    """Four neighbouring blocks become one: 3x3 convolution, LayerNorm, 3x3 max pooling of stride 2.
 
     The pooling is JAX's "SAME": windows start at even rows and columns, the last one reaches beyond the map.
     """

@@ -14,7 +14,7 @@ from models.layers import Attention, Block, FeedForward, PatchProjection
 
 
 class I2T(nn.Module):
-    """Image-to-tokens (section 3.1): a 7x7 convolution of stride 2, BatchNorm, max pooling of stride 2, patches.
+    """Image-to-tokens: a 7x7 convolution of stride 2, BatchNorm, max pooling of stride 2, patches.
 
     stem: channels of the convolution: 64 in the published code, 32 in the paper; neither has an activation.
     Raises ArgumentError unless patch_size, which is that of the image, is a multiple of 4.
@@ -38,7 +38,7 @@ class I2T(nn.Module):
 
 
 class LayerwiseClassAttention(nn.Module):
-    """The class tokens after each block attend to each other, and the last one is read (section 3.3).
+    """The class tokens after each block attend to each other, and the last one is read.
 
     A pre-norm transformer block on the `depth` class tokens + pos_layer_embed (zeros at first, and decayed), without
     drop path. As in the published code all tokens are computed, of which the last one is kept.

@@ -27,7 +27,7 @@ class Affine(nn.Module):
 
 
 class SOPE(nn.Module):
-    """Sequential overlapping patch embedding (section 3.1): an affine map, 3x3 convolutions of stride 2, another one.
+    """Sequential overlapping patch embedding: an affine map, 3x3 convolutions of stride 2, another one.
 
     log2(p) convolutions, each followed by BatchNorm, with GELU between them; their widths double up to dim. With p = 2
     there is one, and a GELU after it, as published. Published patches: 2, 4 and 16.
@@ -57,7 +57,7 @@ class SOPE(nn.Module):
 
 
 class HeadTokenAttention(Attention):
-    """Head-interacted self-attention (section 3.2): one more token for each head, made from the others' mean.
+    """Head-interacted self-attention: one more token for each head, made from the others' mean.
 
     t: the mean of *all* tokens, as (heads, d). Its head tokens GELU(LN(Linear(t))) + head_embed go through ordinary
     attention behind the others; the mean of what comes out for them is added to the class token, and they are dropped.

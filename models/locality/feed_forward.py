@@ -12,7 +12,7 @@ from models.layers import to_image, to_tokens
 
 
 class LeFF(nn.Module):
-    """CeiT's locally-enhanced feed-forward (arXiv 2103.11816, section 3.2): 1x1, 3x3 depth-wise, 1x1 convolutions.
+    """CeiT's locally-enhanced feed-forward (arXiv 2103.11816): 1x1, 3x3 depth-wise, 1x1 convolutions.
 
     A BatchNorm follows each, a GELU the first two. The class tokens pass unchanged: in a pre-norm block they gain
     their own LayerNorm, c = c + LN(c), as in the published code. drop: without effect, as published, here and in the
@@ -50,7 +50,7 @@ class LeFF(nn.Module):
 
 
 class DAFF(LeFF):
-    """DHVT's dynamic aggregation feed-forward (arXiv 2210.05958, section 3.3).
+    """DHVT's dynamic aggregation feed-forward (arXiv 2210.05958).
 
     LeFF with a shortcut around the depth-wise convolution, and the class token scaled channel by channel with
     W2 GELU(W1 mean(patches)), squeezed to a quarter and, as published, without a sigmoid.
@@ -75,7 +75,7 @@ class DAFF(LeFF):
 
 
 class LocalFeedForward(LeFF):
-    """LocalViT's feed-forward (arXiv 2104.05707, eq. 8-9): as LeFF, h-swish for GELU, convolutions without a bias.
+    """LocalViT's feed-forward (arXiv 2104.05707): as LeFF, h-swish for GELU, convolutions without a bias.
 
     se: channels of a squeeze-and-excitation that weighs the hidden channels; 0: none, and ReLU6 for h-swish (the
     published code's act 1). Class tokens get exactly nothing.

@@ -50,7 +50,7 @@ def default_cfg(variant):
         "first_conv": first_convolution(variant, sizes),
         "classifier": "head",
     }
-    if "patch_size" in sizes and "depths" in sizes:
+    if "patch_size" in sizes and "depths" in sizes and get_variant(variant).constructor.global_pool == "avg":
         grid = side // sizes["patch_size"] // 2 ** (len(sizes["depths"]) - 1)
         cfg["pool_size"] = (grid, grid)
     return cfg
