@@ -68,8 +68,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         built=False, kind=file_path),
     "MODEL.RESUME": Key("", "checkpoint to evaluate (--eval) or to continue in a run folder that has none", free=True,
         kind=file_path),
-    "MODEL.INIT": Key("paper", "initial weights: paper (the published code's) or timm", must.one_of("paper", "timm"),
-        idle="this model has its own initial values"),
+    "MODEL.INIT": Key("paper", "initial weights: paper (the published code's), timm; ViT and CaiT: mimetic, impulse",
+        must.one_of("paper", "timm", "mimetic", "impulse"), idle="this model has its own initial values"),
     "MODEL.ARGS": Key(CN(new_allowed=True),
         "constructor keywords of the model in upper case, for instance PATCH_SIZE: 4"),
     "MODEL.SHORTCUT.KERNELS": Key([], "kernel sizes of the parallel depth-wise convolutions; []: the plain backbone",
@@ -83,6 +83,12 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "MODEL.SHORTCUT.IMPL": Key("auto",
         "torch (plain modules), triton (one GPU operator) or auto (triton on NVIDIA GPUs)",
         must.one_of("auto", "torch", "triton"), free=True, idle=NO_SHORTCUT),
+    "MODEL.LOCALITY.TOKENIZER": Key("",
+        "from image to tokens: patch, conv[:kernel=3], spt, sope or i2t[:stem=64]; '': the variant's own"),
+    "MODEL.LOCALITY.ATTENTION": Key("", "how tokens mix: plain, lsa or head_tokens; '': the variant's own"),
+    "MODEL.LOCALITY.FEED_FORWARD": Key("",
+        "after the attention: mlp, leff, daff or localvit[:se=4]; '': the variant's own"),
+    "MODEL.LOCALITY.BLOCK": Key("", "form of a block: plain (pre-norm), cct or localvit; '': the variant's own"),
 
     "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake; "
         "segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes", must.NOT_EMPTY, built=False),

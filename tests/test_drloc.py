@@ -25,10 +25,7 @@ from utils.errors import ConfigError
 FOLDER = Path(os.environ.get("FIXTURES_RIVALS", FIXTURES / "rivals"))
 ENTRIES = {entry["id"]: entry for entry in json.loads((FOLDER / "index.json").read_text())["fixtures"]}
 HEADS = [
-    (name, variant)
-    for name, entry in ENTRIES.items()
-    if entry["kind"] == "drloc_head"
-    for variant in entry["variants"]
+    (name, variant) for name, entry in ENTRIES.items() if entry["kind"] == "drloc_head" for variant in entry["variants"]
 ]
 MODELS = [
     name
