@@ -52,7 +52,7 @@ def build_data(config, world, log, training=True):
     data = config.DATA
     on_device = DeviceLoaders(reading, world.device, data.DEVICE_BUDGET, data.PIXEL_CACHE, data.AUGMENT_IMPL)
     pipeline, loaders, chosen = choose_pipeline(data.PIPELINE, parts, transforms, CpuLoaders(reading), on_device)
-    lines = [*describe(info, transforms, mixing, reading.options["num_workers"]), *chosen]
+    lines = [*describe(info, transforms, mixing, reading.options["num_workers"]), *describe_order(reading), *chosen]
     loaders = {"train": None, "test": None, **loaders}
     info = replace(info, pipeline=pipeline)
     return ImageData(info=info, parts=identities(parts), mixing=mixing, description=lines, **loaders)
@@ -107,6 +107,13 @@ def mixing_of(config, num_classes):
     """Mixup, CutMix and the loss."""
     options = {key.lower().removeprefix("mixup_"): config.AUG[key] for key in MIXING}
     return Mixing(num_classes, smoothing=config.MODEL.LABEL_SMOOTHING, **options)
+
+
+def describe_order(reading):
+    """How often an image comes in an epoch, where it is not once."""
+    repeats, passes = reading.repeats, reading.passes
+    lines = [f"train: an image comes {repeats} times in a batch, augmented anew"] if repeats > 1 else []
+    return lines + [f"train: an epoch is {passes} passes over the images"] * (passes > 1)
 
 
 def describe(info, transforms, mixing, workers):

@@ -66,16 +66,16 @@ def load_teacher(config, section, student):
     """The Teacher of a section of the configuration, on the student's device.
 
     TEACHER is a checkpoint of a run, which knows its size and normalisation, or timm/<name>: with timm's own weights
-    (size and normalisation are theirs), or those in the file WEIGHTS (those of this run). Its classes must be the
-    data's, but for guidance. Raises ConfigError, MissingError, DataError, MismatchError.
+    (size and normalisation are theirs), or those in the file TEACHER_WEIGHTS (then they are this run's). Its classes
+    must be the data's, but for guidance. Raises ConfigError, MissingError, DataError, MismatchError.
     """
     settings, alike = config[section], section == "DISTILLATION"
     own = student.info.mean, student.info.std
     if settings.TEACHER.startswith(TIMM):
         model, size, wanted = from_timm(settings, section, student, alike)
-    elif settings.WEIGHTS:
+    elif settings.TEACHER_WEIGHTS:
         raise ConfigError(
-            f"{section}.WEIGHTS: {settings.WEIGHTS} - allowed: '' unless {section}.TEACHER is timm/<name>"
+            f"{section}.TEACHER_WEIGHTS: {settings.TEACHER_WEIGHTS} - allowed: '' unless the TEACHER is timm/<name>"
         )
     else:
         model, size, wanted = from_run(settings.TEACHER, section, student.info, alike)
@@ -94,7 +94,7 @@ def from_run(path, section, info, alike):
     payload = load(path)
     if not isinstance(payload.get("config"), dict) or not isinstance(payload.get("data"), dict):
         raise MismatchError(
-            f"{section}.TEACHER: {path} is not a checkpoint of a run; timm/<name> and WEIGHTS read others"
+            f"{section}.TEACHER: {path} is not a checkpoint of a run; timm/<name> and TEACHER_WEIGHTS read others"
         )
     config, facts = from_stored(payload["config"]), payload["data"]
     if config.TASK != "classification":
@@ -113,16 +113,16 @@ def from_timm(settings, section, student, alike):
     """(model, size, (mean, std)) of timm/<name>."""
     info, name = student.info, settings.TEACHER
     try:
-        if not settings.WEIGHTS:
+        if not settings.TEACHER_WEIGHTS:
             model = create(name, pretrained=True)
         else:
             model = create(name, num_classes=info.num_classes, in_chans=info.in_chans)
     except ArgumentError as error:
         raise ConfigError(f"{section}.TEACHER: {error}") from error
     given = model.pretrained_cfg
-    if settings.WEIGHTS:
-        state = read_weights(read_tensors(settings.WEIGHTS), settings.WEIGHTS, own=model.state_dict())
-        load_exact(model, state, settings.WEIGHTS)
+    if settings.TEACHER_WEIGHTS:
+        state = read_weights(read_tensors(settings.TEACHER_WEIGHTS), settings.TEACHER_WEIGHTS, own=model.state_dict())
+        load_exact(model, state, settings.TEACHER_WEIGHTS)
         return model, student.size, (info.mean, info.std)
     if alike and model.num_classes != info.num_classes:
         raise MismatchError(
