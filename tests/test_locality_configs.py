@@ -85,7 +85,7 @@ def test_recipe_of_cct(name):
     """configs/pretrained/cct_7-3x1_cifar*_300epochs.yml of its code."""
     cfg = load(name)
     train, aug, (rate, start) = cfg.TRAIN, cfg.AUG, (5.5e-4, 1e-5) if name.endswith("cifar10") else (6e-4, 1e-6)
-    assert (train.BASE_LR, train.WARMUP_LR, train.MIN_LR) == (rate, start, 1e-5)
+    assert (rate, start, 1e-5) == (train.BASE_LR, train.WARMUP_LR, train.MIN_LR)
     assert (train.EPOCHS, train.WARMUP_EPOCHS, train.WEIGHT_DECAY, train.CLIP_GRAD) == (300, 10, 0.06, 0)
     assert (aug.CROP, aug.SCALE, aug.REPROB, aug.MIXUP, aug.CUTMIX) == ("resized", [0.8, 1.0], 0, 0.8, 1.0)
     assert (cfg.DATA.BATCH_SIZE, cfg.MODEL.DROP_PATH_RATE, cfg.MODEL.ARGS.ATTN_DROP_RATE) == (128, 0.1, 0.1)
