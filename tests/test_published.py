@@ -86,10 +86,14 @@ def test_rivals_have_the_figure_of_the_most_similar_passes():
 
 
 def test_epochs_that_are_three_passes_are_said_to_be():
-    found = rival("sl_vit", "tiny-imagenet", 64, TRAIN__EPOCHS=100, TRAIN__BASE_LR=1e-3, TRAIN__WARMUP_EPOCHS=10)
+    recipe = {"TRAIN__EPOCHS": 100, "TRAIN__BASE_LR": 1e-3, "TRAIN__WARMUP_EPOCHS": 10}
+    found = rival("sl_vit", "tiny-imagenet", 64, MODEL__ARGS__PATCH_SIZE=8, **recipe)
     assert (found.figure, found.epochs, found.passes) == (61.07, 100, 300)
     assert found.conditions == "300 passes (100 epochs as published), best epoch on the test set"
     assert found.recipe_differs == ("passes 100, not 300",)
+    assert rival("sl_vit", TRAIN__PASSES_PER_EPOCH=3, **recipe).recipe_differs == ()
+    assert rival("sl_vit", "tiny-imagenet", 64) is None  # with patches of 4 pixels
+    assert rival("sl_vit_plain", MODEL__LOCALITY__TOKENIZER="spt").figure == 76.29
 
 
 @pytest.mark.parametrize(

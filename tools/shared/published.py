@@ -117,17 +117,20 @@ def fits(row, column, wanted):
     """Whether a row is of this model at this size."""
     size = row["features"].get("size")
     features = row["features"] | {"size": NATIVE.get(column) if size == "native" else size}
+    if size == "native" and NATIVE.get(column) == 64:
+        features["args"] = sizes_of(features["type"], row.get("args64", {}))
     return all(wanted[key] == value for key, value in features.items())
 
 
 def sizes_of(model, args):
-    """{ARGUMENT: value} without the switches of the tables and without what is the variant's own anyway."""
+    """{ARGUMENT: value} without the switches of the tables, rates of dropout, and what is the variant's own anyway."""
     own = {}
     if model in list_variants():
         variant = get_variant(model)
         own = {name: parameter.default for name, parameter in keywords_of(variant.constructor).items()} | variant.sizes
     switches = {key.rpartition(".")[2] for key in SWITCHES.values()}
-    return {name: value for name, value in args.items() if name not in switches and own.get(name.lower()) != value}
+    sizes = {name: value for name, value in args.items() if name not in switches and not name.endswith("_RATE")}
+    return {name: value for name, value in sizes.items() if own.get(name.lower()) != value}
 
 
 def start_of(weights):
