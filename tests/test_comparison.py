@@ -71,7 +71,7 @@ def test_published_figures_are_found(runs):
 
 
 def test_models_of_the_cpu_comparison_cost_the_same():
-    """Multiply-accumulates within 10 % of the plain one's, by the widest multiple of 4 up to 64 for which that holds."""
+    """Multiply-accumulates within 10 % of the plain one, by the widest multiple of 4 up to 64 for which that holds."""
     macs = {}
     for run in plan(read_grid(ROOT / "configs/sweeps/locality_cpu.yaml"), [0], Path("output")):
         for wider in (0, 4):
