@@ -18,10 +18,13 @@ from models.timm_contract import OneStack, Stages, TimmContract
 class Backbone(TimmContract, nn.Module):
     """Image classifier: forward(images (B, C, H, W)) = head(features) -> (B, num_classes).
 
+    any_size: images of other sizes than the model is built for are padded to whole patches with zeros at the bottom and
+    the right, and learned positions are interpolated to them (for feature maps; a classifier refuses them).
     A subclass builds its parts, `norm` and `head` among them, calls `initialise` and writes `forward_levels`. A level
     is a block of an isotropic backbone, a stage of a pyramid; its tokens are (B, P + h*w, D) with P class tokens.
     """
 
+    any_size = False
     global_pool = "token"  # how `pool` pools
     poolings = ("token", "avg", "")  # what global_pool may be; '' = no pooling
     unpooled_tokens = 1  # class tokens in front that 'avg' leaves out
@@ -60,7 +63,17 @@ class Backbone(TimmContract, nn.Module):
         return self.norm(x)
 
     def positions(self, grid):
-        """The learned positions, resampled to (h, w) patches: (1, P + N, D)."""
+        """The learned positions of (h, w) patches: (1, P + N, D). ArgumentError for another grid, unless `any_size`."""
+        if grid != self.grid and not self.any_size:
+            size = tuple(n * p for n, p in zip(grid, self.patch_size, strict=True))
+            raise ArgumentError(
+                f"`img_size` {size}: the positional embedding is for {self.grid} patches, these are {grid}; build the "
+                "model for this size"
+            )
+        return self.resampled_positions(grid)
+
+    def resampled_positions(self, grid):
+        """The same for any grid."""
         if grid == self.grid:
             return self.pos_embed
         return resample_abs_pos_embed(self.pos_embed, grid, self.grid, num_prefix_tokens=self.prefix_tokens)
@@ -101,11 +114,8 @@ class Embedded(Backbone):
     """One embedding of patches, with learned positions, in front of everything: ViT, CaiT and PiT.
 
     prefix_tokens: class tokens that are embedded, before the patches.
-    any_size: images of other sizes than the model is built for are padded to whole patches with zeros at the bottom and
-    the right, and the position embedding is interpolated to them (for feature maps; a classifier refuses them).
     """
 
-    any_size = False
     embedding_std = None  # published: of class token and positions, truncated normal; None = N(0, 1)
 
     def build_embedding(self, tokenizer, img_size, patch_size, in_chans, dim, pos_embed, drop_rate):
@@ -124,11 +134,6 @@ class Embedded(Backbone):
         """(B, C, H, W) -> (tokens (B, P + N, D) with positions, (h, w))."""
         x = pad_image(x, self.patch_size) if self.any_size else x
         grid = patch_grid(x.shape[-2:], self.patch_size)
-        if self.pos_embed is not None and grid != self.grid and not self.any_size:
-            raise ArgumentError(
-                f"`img_size` {tuple(x.shape[-2:])}: the positional embedding is for {self.grid} patches, "
-                f"these are {grid}; build the model for this size"
-            )
         x = self.patch_embed(x)
         if self.prefix_tokens:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)

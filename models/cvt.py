@@ -88,7 +88,7 @@ class CvT(Staged):
             stages.append(Stage(patch_embed=embed, stack=stack))
         self.stages = nn.ModuleList(stages)
         self.check_size(checks.pair("img_size", img_size))
-        self.pos_embed = None  # the convolutions see where a token is
+        self.pos_embed = None  # none is needed, see the class
         self.pos_drop = nn.Dropout(drop_rate)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dims[-1]))
         self.norm = nn.LayerNorm(dims[-1])

@@ -93,7 +93,7 @@ class TimmContract:
         """Interpolate learned positions, if there are any, to images of `size` (H, W)."""
         grid = patch_grid(size, self.patch_size)
         if self.pos_embed is not None:
-            learned = self.positions(grid).detach().clone()
+            learned = self.resampled_positions(grid).detach().clone()
             self.pos_embed = nn.Parameter(learned, requires_grad=self.pos_embed.requires_grad)
         self.grid = grid
 

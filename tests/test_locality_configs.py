@@ -54,7 +54,7 @@ def load(name):
 @pytest.mark.parametrize("name", [Path(name).stem for name in NAMES if "/dhvt" in name and "_32_" in name])
 def test_recipe_of_dhvt(name):
     cfg = load(name)
-    assert cfg.DATA.BATCH_SIZE == (256 if "small" in name else 512)
+    assert (256 if "small" in name else 512) == cfg.DATA.BATCH_SIZE
     train, aug = cfg.TRAIN, cfg.AUG
     assert (train.EPOCHS, train.WARMUP_EPOCHS, train.BASE_LR, train.WEIGHT_DECAY) == (300, 5, 1e-3, 0.05)
     assert (train.LR_SCALING, train.LR_SCALING_BATCH, train.CLIP_GRAD) == ("linear", 512, 0)
@@ -69,9 +69,33 @@ def test_recipe_of_nest(name):
     assert (train.LR_SCALING_BATCH, train.MIN_LR, cfg.AUG.CUTMIX, train.NO_WEIGHT_DECAY) == (256, 0, 0, ["pos_embed"])
 
 
-@pytest.mark.parametrize("name", [Path(name).stem for name in NAMES if "_imagenet.yaml" in name and "_224_" in name])
+@pytest.mark.parametrize("name", [Path(name).stem for name in NAMES if "_224_imagenet" in name and "cct" not in name])
 def test_recipe_of_deit(name):
     cfg = load(name)
     (line,) = [line for line in header(f"configs/locality/{name}.yaml") if "main.py" in line]
     assert cfg.DATA.BATCH_SIZE * int(re.search(r"nproc_per_node=(\d+)", line)[1]) == 1024
     assert (cfg.TRAIN.BASE_LR, cfg.TRAIN.WARMUP_EPOCHS, cfg.MODEL.DROP_PATH_RATE) == (1e-3, 5, 0.1)
+
+
+CCT = [Path(name).stem for name in NAMES if re.search("/(cct|vit_lite|cvt_lite)", name) and "_32_" in name]
+
+
+@pytest.mark.parametrize("name", CCT)
+def test_recipe_of_cct(name):
+    """configs/pretrained/cct_7-3x1_cifar*_300epochs.yml of its code."""
+    cfg = load(name)
+    train, aug, (rate, start) = cfg.TRAIN, cfg.AUG, (5.5e-4, 1e-5) if name.endswith("cifar10") else (6e-4, 1e-6)
+    assert (rate, start, 1e-5) == (train.BASE_LR, train.WARMUP_LR, train.MIN_LR)
+    assert (train.EPOCHS, train.WARMUP_EPOCHS, train.WEIGHT_DECAY, train.CLIP_GRAD) == (300, 10, 0.06, 0)
+    assert (aug.CROP, aug.SCALE, aug.REPROB, aug.MIXUP, aug.CUTMIX) == ("resized", [0.8, 1.0], 0, 0.8, 1.0)
+    assert (cfg.DATA.BATCH_SIZE, cfg.MODEL.DROP_PATH_RATE, cfg.MODEL.ARGS.ATTN_DROP_RATE) == (128, 0.1, 0.1)
+
+
+@pytest.mark.parametrize("name", [Path(name).stem for name in NAMES if "/sl_" in name])
+def test_recipe_of_spt_and_lsa(name):
+    """main.py of its code: the arguments' defaults."""
+    cfg = load(name)
+    train, aug = cfg.TRAIN, cfg.AUG
+    assert (train.EPOCHS, train.PASSES_PER_EPOCH, train.WARMUP_EPOCHS, train.BASE_LR) == (100, 3, 10, 1e-3)
+    assert (train.WEIGHT_DECAY, train.NO_WEIGHT_DECAY, train.CLIP_GRAD, cfg.DATA.BATCH_SIZE) == (0.05, [], 0, 128)
+    assert (aug.MIXUP, aug.CUTMIX, aug.MIXUP_PROB, aug.REPROB, cfg.MODEL.DROP_PATH_RATE) == (1, 1, 0.5, 0.25, 0.1)

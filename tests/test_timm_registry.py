@@ -201,7 +201,8 @@ def test_the_last_level_is_what_the_classifier_reads(variant):
     x = images(variant)
     features = model.forward_features(x)
     last = model.forward_intermediates(x, indices=1, norm=features.ndim == 4, intermediates_only=True)[0]
-    tokens = features if features.ndim == 4 else features[:, 1:].unflatten(1, last.shape[2:])
+    patches = last.shape[2] * last.shape[3]
+    tokens = features if features.ndim == 4 else features[:, -patches:].unflatten(1, last.shape[2:])
     torch.testing.assert_close(last.permute(0, 2, 3, 1), tokens)
 
 

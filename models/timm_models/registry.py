@@ -50,7 +50,7 @@ def default_cfg(variant):
         "first_conv": first_convolution(variant, sizes),
         "classifier": "head",
     }
-    if "depths" in sizes and "patch_strides" not in sizes:
+    if "depths" in sizes and get_variant(variant).constructor.global_pool == "avg":
         grid = side // sizes.get("patch_size", 1) // 2 ** (len(sizes["depths"]) - 1)
         cfg["pool_size"] = (grid, grid)
     return cfg

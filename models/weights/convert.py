@@ -38,11 +38,15 @@ def from_official(state_dict, strict=True):
     return *nearest_variant(source.constructor, sizes), converted
 
 
+def candidates(names):
+    """The sources that have these key names: one, or several that only the tensors tell apart."""
+    keys = "\n".join(names)
+    return [source for source in SOURCES if all(re.search(mark, keys, re.MULTILINE) for mark in source.marks)]
+
+
 def recognise(state_dict):
-    """The Source whose key names these are, or None."""
-    keys = "\n".join(state_dict)
-    found = (source for source in SOURCES if all(re.search(mark, keys, re.MULTILINE) for mark in source.marks))
-    return next((source for source in found if source.fits(state_dict)), None)
+    """The Source whose state dict this is, or None."""
+    return next((source for source in candidates(state_dict) if source.fits(state_dict)), None)
 
 
 def rename(state_dict, source, strict=True):
