@@ -266,7 +266,7 @@ def test_a_teacher_that_is_not_there_ends_the_run(tmp_path, capsys):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/methods").glob("*.yaml")), ids=lambda path: path.stem)
 def test_configurations(path, monkeypatch):
-    """The header's command runs the file; paper, parameters and FLOPs are true; what a file builds on is made by one."""
+    """The header's command runs the file; paper, parameters and FLOPs are true; what it builds on is made by one."""
     monkeypatch.chdir(ROOT)
     text = path.read_text()
     args = parse_args(shlex.split(re.search(r"main\.py (.+)", text)[1]))
