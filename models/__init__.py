@@ -5,7 +5,7 @@ variants in timm's registry, see models.timm_models.registry.
 """
 
 # Importing a file registers its variants.
-from models import vit, cct, cait, cvt, dwnet, hybrid_vit, nest, pit, swin  # noqa: F401, I001
+from models import vit, cct, cait, cvt, dwnet, hybrid_vit, nest, pit, resnet, swin  # noqa: F401, I001
 from models.registry import create, get_variant, list_variants
 from models.timm_models import wrap  # noqa: F401  (registers timm/<name>)
 from models.timm_models.registry import register_all

@@ -1,6 +1,9 @@
 """Distillation, locality guidance and dense localisation in whole runs: trained, resumed, and absent afterwards."""
 
+import re
+import shlex
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,13 +12,16 @@ from torch import nn
 
 import main
 import models
-from config import default_config
+import tasks
+from config import check, default_config, load_config
 from data.base import DatasetInfo
+from engine.command_line import flag_overrides, parse_args
 from tasks.methods import MethodLearner, build, weights
-from tests.launch import run, run_here
+from tests.launch import ROOT, run, run_here
 from tests.small import small
 from tests.tiny import TINY, arguments, differences, final_state, metrics, write_config
 from utils.errors import ConfigError, MismatchError, MissingError
+from utils.flops import count_macs
 
 INFO = DatasetInfo("five", 5, tuple("abcde"), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 EVERY_STEP = ("--opts", "SAVE.STEPS", "1")
@@ -256,3 +262,22 @@ def test_a_teacher_that_is_not_there_ends_the_run(tmp_path, capsys):
     assert result.code == 66
     assert "no.pth" in result.errors[0]
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations(path, monkeypatch):
+    """The header's command runs the file; paper, parameters and FLOPs are true; what it builds on is made by one."""
+    monkeypatch.chdir(ROOT)
+    text = path.read_text()
+    args = parse_args(shlex.split(re.search(r"main\.py (.+)", text)[1]))
+    assert args.cfg == f"configs/methods/{path.name}"
+    cfg, origins = load_config(args.cfg, args.opts, flag_overrides(args))
+    check(cfg, origins)
+    assert re.search(r"arXiv \d{4}\.\d{5}", text)
+    with torch.device("meta"):
+        model = tasks.find(cfg.TASK).network(cfg, cfg.MODEL.NUM_CLASSES)
+    params, flops = re.search(r"([\d.]+) M parameters, ([\d.]+) GFLOPs", text).groups()
+    assert float(params) == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, abs=0.006)
+    assert float(flops) == pytest.approx(count_macs(model, cfg.DATA.IMG_SIZE)["total"] / 1e9, abs=0.006)
+    for file in (cfg.GUIDANCE.TEACHER, cfg.DISTILLATION.TEACHER, cfg.MODEL.PRETRAINED):
+        assert not file or (path.parent / f"{Path(file).parts[1]}.yaml").exists()

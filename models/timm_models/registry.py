@@ -50,15 +50,15 @@ def default_cfg(variant):
         "first_conv": first_convolution(variant, sizes),
         "classifier": "head",
     }
-    if "patch_size" in sizes and "depths" in sizes and get_variant(variant).constructor.global_pool == "avg":
-        grid = side // sizes["patch_size"] // 2 ** (len(sizes["depths"]) - 1)
+    if "depths" in sizes and get_variant(variant).constructor.global_pool == "avg":
+        grid = side // sizes.get("patch_size", 1) // 2 ** (len(sizes["depths"]) - 1)
         cfg["pool_size"] = (grid, grid)
     return cfg
 
 
 def first_convolution(variant, sizes):
     """Name of the convolution that sees the image; None if there is none (shifted patches)."""
-    if "patch_strides" in sizes:
+    if "dims" in sizes:
         return "stages.0.patch_embed.proj"
     if sizes.get("locality") is None:
         return "patch_embed.proj"
