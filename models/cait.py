@@ -81,7 +81,7 @@ class CaiT(Isotropic):
         checks.positive(class_depth=class_depth, in_chans=in_chans)
         checks.probability(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         attention = TALKING if talking_heads else PARTS["attention"]
-        parts = choose(locality, {**self.parts, "attention": attention})
+        parts = choose(locality, {**self.parts, "attention": attention}, class_token=False)
         self.build_embedding(parts.tokenizer, img_size, patch_size, in_chans, dim, pos_embed, drop_rate)
         self.describe_levels(dim, depth)
         drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}

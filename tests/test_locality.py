@@ -11,7 +11,6 @@ from yacs.config import CfgNode
 import models
 from models.cait import LocalTalkingHeads, TalkingHeadsAttention
 from models.layers import Attention, sine_positions
-from models.locality import PARTS
 from models.locality.attention import LocalitySelfAttention
 from models.locality.tokenizers import ConvTokenizer, ShiftedMerging, ShiftedTokenizer
 from models.weights.convert import from_official
@@ -20,8 +19,6 @@ from tasks.backbone import build_model
 from tests.small import small
 from tests.test_models import check_normal, config
 from utils.errors import ConfigError
-
-PATCH = {"img_size": 32, "patch_size": 16, "dim": 24, "depth": 2, "heads": 2, "num_classes": 5}
 
 
 def images(size=32, batch=2):
@@ -110,23 +107,30 @@ def test_sine_positions_are_the_papers():
     assert model(torch.randn(1, 3, 48, 48)).shape == (1, 5)
 
 
-def combinations():
-    tokenizers = [name if name != "conv" else "conv:kernel=7" for name in PARTS["tokenizer"]]
-    for tokenizer in tokenizers:
-        for attention in PARTS["attention"]:
-            for feed_forward in PARTS["feed_forward"]:
-                yield {"tokenizer": tokenizer, "attention": attention, "feed_forward": feed_forward}
+def every_part(*families):
+    """(variant, slot, part) of the parts that these offer; ViT's, and their combinations: test_hybrid_vit.py."""
+    for variant in families:
+        for slot, table in models.get_variant(variant).constructor.parts.items():
+            yield from ((variant, slot, part) for part in table)
 
 
-@pytest.mark.parametrize("locality", list(combinations()), ids=lambda parts: "-".join(parts.values()))
-def test_parts_combine_with_each_other_and_with_the_shortcut(locality):
-    form = {"block": "localvit"} if locality["feed_forward"] == "localvit" else {}
-    model = models.create("vit_tiny", **PATCH, pool="mean", locality=locality | form, shortcut={"kernels": [3]})
-    out = model(torch.randn(2, 3, 32, 32))
+@pytest.mark.parametrize(("variant", "slot", "part"), list(every_part("cait_xxs12", "swin_tiny", "sl_pit_plain")))
+def test_every_part_beside_the_shortcut(variant, slot, part):
+    options = {"locality": {slot: part}, "shortcut": {"kernels": [3]}}
+    if variant.startswith("cait") and part == "daff":
+        with pytest.raises(ConfigError, match="daff': needs a class token"):
+            small(variant, **options)
+        return
+    if variant.startswith("cait") and part == "head_tokens":  # of plain heads, and only with a class token
+        options["talking_heads"] = True
+        with pytest.raises(ConfigError, match="head_tokens'"):
+            small(variant, **options)
+        return
+    model = small(variant, **options)
+    out = model(torch.randn(2, 3, *2 * [64 if "swin" in variant or "pit" in variant else 32]))
     out.square().sum().backward()
     assert out.isfinite().all()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
 @pytest.mark.parametrize("family", ["vit", "cait", "swin", "pit"])
