@@ -98,6 +98,9 @@ def test_a_base_may_depend_on_a_label(tmp_path):
     axes = "axes:\n  m: {a: {base: a.yaml, base.s64: large.yaml}, b: {base: b.yaml}}\n  size: {s32: {}, s64: {}}\n"
     runs = plan(read_grid(write_grid(tmp_path, axes)), [0], tmp_path)
     assert {run.cell.name: run.config.TRAIN.EPOCHS for run in runs} == {"a_s32": 3, "a_s64": 4, "b_s32": 5, "b_s64": 5}
+    text = f"{axes}set: {{MODEL.PRETRAINED: 'of_{{size}}_{{other}}.pth'}}\n"
+    runs = plan(read_grid(write_grid(tmp_path, text)), [0], tmp_path)
+    assert {run.config.MODEL.PRETRAINED for run in runs} == {"of_s32_{other}.pth", "of_s64_{other}.pth"}
     with pytest.raises(ConfigError, match="base.s65: no value is called 's65' - did you mean s64"):
         read_grid(write_grid(tmp_path, axes.replace("base.s64", "base.s65")))
 

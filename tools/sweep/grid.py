@@ -61,7 +61,7 @@ def read_grid(path):
         labels = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
         values = common | {key: text for _, changes in combination for key, text in changes.items()}
         base = _base(values, labels, axes)
-        values = {key: text for key, text in values.items() if key.partition(".")[0] != "base"}
+        values = {key: _filled(text, labels) for key, text in values.items() if key.partition(".")[0] != "base"}
         cells.append(Cell(path.parent / base, labels, values))
     cells = _without_excluded(cells, _values(sections["exclude"], []), axes, path)
     name = UNSAFE.sub("-", "-".join(map(str, _values(sections["name"], [path.stem]))))
@@ -121,6 +121,13 @@ def _list_axis(key, leaf):
     if len(values) < len(leaf.value):
         raise ConfigError(f"axes.{key}: a value stands twice ({leaf.origin})")
     return values
+
+
+def _filled(text, labels):
+    """The text of a value with the cell's label on an axis in place of `{axis}`."""
+    for axis, label in labels.items():
+        text = text.replace(f"{{{axis}}}", label)
+    return text
 
 
 def _base(values, labels, axes):
