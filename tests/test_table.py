@@ -116,14 +116,16 @@ def test_a_deviation_of_few_seeds_is_planned_with_its_upper_limit():
 
 
 def test_other_conditions_are_said_beside_a_difference(runs, capsys):
-    changes = {"DATA__IMG_SIZE": 64, "MODEL__SHORTCUT__KERNELS": [5], "MODEL__PRETRAINED": "some/weights.pth"}
+    weights = make_run(runs.parent / "before", "first", 0, (1, 2, 3)) / "checkpoints" / "last.pth"
+    changes = {"DATA__IMG_SIZE": 64, "MODEL__SHORTCUT__KERNELS": [5], "MODEL__PRETRAINED": str(weights)}
     for seed in range(3):
         make_run(runs, "large", seed, (100, 120, 130 + seed, 140), TRAIN__EPOCHS=4, **changes)
     rows = as_csv(capsys, runs, "--baseline", "plain", "--claim", "2")
     assert rows["k3"]["notes"] == ""
     notes = rows["large"]["notes"]
-    assert "under other conditions than plain: image 64 (there 224), passes 4 (there 3)" in notes
-    assert "not from scratch: starts from weights of some/weights.pth (weights)" in notes
+    conditions = "image 64 (there 224), passes 4 (there 3), start of classification (there random)"
+    assert f"under other conditions than plain: {conditions}" in notes
+    assert f"not from scratch: starts from {weights} (classification, 3 of 3 epochs)" in notes
     assert (rows["large"]["passes"], rows["plain"]["passes"]) == ("4", "3")
     assert int(rows["k3"]["seeds_needed"]) < int(rows["k3"]["seeds_needed_cautious"])
     assert table.main([str(runs), "--baseline", "plain"]) == 0

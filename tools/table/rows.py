@@ -11,7 +11,7 @@ from pathlib import Path
 import tasks
 from config import KEYS, flat
 from tools.shared.published import Published, passes, published, start_of
-from tools.shared.runs import SEED_KEYS, find_runs, group_runs
+from tools.shared.runs import SEED_KEYS, find_runs, group_runs, is_run, read_run
 from tools.shared.spread import Difference, Needed, Spread, paired_difference, seeds_needed, spread
 from tools.sweep.grid import value_label
 from utils.errors import ConfigError, DataError, listing, nearest
@@ -84,7 +84,7 @@ class Row:
             return {}
         size, start = self.config["DATA.IMG_SIZE"], self.config["MODEL.PRETRAINED"]
         image = "×".join(map(str, size)) if isinstance(size, list) else str(size)
-        begun = f"weights of {start} ({start_of(start)})" if start else "random weights"
+        begun = f"of {start_of(start)}" if start else "random"
         chosen = "held-out images" if self.config["DATA.VAL_SPLIT"] else "the test images"
         return {"image": image, "passes": passes(self.config), "start": begun, "validated on": chosen}
 
@@ -219,7 +219,7 @@ def make_rows(folders, metric="auto", baseline=(), by=(), pool=(), claim=None):
         remark_on_gaps(row)
         remark_on_published(row, metric)
         if row.config and row.config["MODEL.PRETRAINED"]:
-            row.notes.append(f"not from scratch: starts from {row.conditions['start']}")
+            row.notes.append(f"not from scratch: starts from {described(row.config['MODEL.PRETRAINED'])}")
     compare_with(rows, baseline, metric)
     for row in rows:
         row.needed = row.difference and seeds_needed(row.difference, claim)
@@ -285,6 +285,15 @@ def remark_on_gaps(row):
     if row.unfinished:
         parts = ", ".join(f"seed {seed} ({trained})" for seed, trained in sorted(row.unfinished.items()))
         row.notes.append(f"not finished, not counted: {parts}")
+
+
+def described(weights):
+    """`FILE (dino, 20 of 20 epochs)` of a file of weights that a run left, else its name alone."""
+    folder = Path(weights).parent.parent
+    if not is_run(folder):
+        return weights
+    run = read_run(folder)
+    return f"{weights} ({run.config['TASK']}, {'{} of {} {}'.format(*run.trained)})"
 
 
 def remark_on_published(row, metric):
