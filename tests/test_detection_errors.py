@@ -88,7 +88,8 @@ def random_scene(random, images=20, classes=3):
     truths, detections = [], []
     for image in range(1, images + 1):
         for _ in range(random.integers(0, 6)):
-            box, category = (
+            box = [*random.uniform(0, 60, 2), *random.uniform(10, 40, 2)]
+            category = int(random.integers(1, classes + 1))
                 [*random.uniform(0, 60, 2), *random.uniform(10, 40, 2)],
                 int(random.integers(1, classes + 1)),
             )
@@ -124,3 +125,13 @@ def test_the_score_of_an_image_counts_what_is_sure():
     judged = box_errors.judge(SCENE, [one for one, *_ in KINDS])
     assert box_errors.image_scores(judged, 0.65) == {1: (pytest.approx(200 / 7), 1, 2, 3)}
     assert box_errors.image_scores(judged, 0.05)[2] == (0, 0, 1, 0)
+
+
+def test_counts_and_gains_are_those_of_tidecv():
+    """Recorded from tidecv 1.0.1, with its check for ignored detections as in its repository since (`is False`)."""
+    judged = box_errors.judge(*random_scene(np.random.default_rng(3), images=40))
+    names = ("class", "location", "class and location", "duplicate", "background", "missed")
+    expected = (7, 44, 5, 27, 2, 20), (4.069, 24.788, 0.818, 2.614, 0.175, 10.435)
+    assert box_errors.counts(judged) == dict(zip(names, expected[0], strict=True))
+    gains = box_errors.gains(judged)
+    assert [gains[name] for name in names] == pytest.approx(expected[1], abs=5e-4)
