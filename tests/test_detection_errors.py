@@ -90,9 +90,6 @@ def random_scene(random, images=20, classes=3):
         for _ in range(random.integers(0, 6)):
             box = [*random.uniform(0, 60, 2), *random.uniform(10, 40, 2)]
             category = int(random.integers(1, classes + 1))
-                [*random.uniform(0, 60, 2), *random.uniform(10, 40, 2)],
-                int(random.integers(1, classes + 1)),
-            )
             truths.append(truth(image, category, *box, crowd=int(random.random() < 0.15)))
             for _ in range(random.integers(0, 4)):
                 moved, said = np.array(box) + random.normal(0, 4, 4), category
