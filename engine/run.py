@@ -229,9 +229,10 @@ class Run:
         self.saved_step, self.saved_at = progress.step, time.perf_counter()
         self.log.scalars(row, epoch)
         parts = "".join(f"  {name} {value:.4f}" for name, value in losses.items() if name != "loss")
+        judged = f"val loss {result['loss']:.4f}  " if "loss" in result else ""
         self.log.info(
             f"epoch {row['epoch'] + 1}/{self.passes}  train loss {losses['loss']:.4f}{parts}  "
-            f"val loss {result['loss']:.4f}  val {self.say(row)}  best {self.say(best)} in epoch {best['epoch'] + 1}  "
+            f"{judged}val {self.say(row)}  best {self.say(best)} in epoch {best['epoch'] + 1}  "
             f"{rate:.0f} img/s  {seconds:.1f} s"
         )
 

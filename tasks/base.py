@@ -98,7 +98,8 @@ class Task(ABC):
     def meter(self, device):
         """A fresh meter of an evaluation on this rank: add(model, batch), and merged(world) -> {name: plain number}.
 
-        `merged` is exact over ranks and called by all of them. Its row holds the headline's key and column, and 'loss'.
+        `merged` is exact over ranks and called by all of them. Its row holds the headline's key and column,
+        and 'loss' if the task has one there.
         """
 
     @abstractmethod
