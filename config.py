@@ -23,7 +23,6 @@ NO_AVERAGE = "TRAIN.EMA.ENABLE is false"
 NO_GPU = "the device is no GPU"
 NOT_COCO = "DATA.DATASET is not coco"
 NOT_DETECTED = "TASK is not detection"
-NO_MASKS = "DET.HEAD has no masks, or TASK is not detection"
 NO_SHORTCUT = "there is no shortcut (MODEL.SHORTCUT.KERNELS is []), or TIED with SPAN 1"
 NO_STEPS = "only LR_SCHEDULER.NAME step decays in epochs"
 NOT_ERASED = "AUG.REPROB is 0"
@@ -128,12 +127,13 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "DATA.REDUCE_ZERO_LABEL": Key(False, "0 in label files stands for no class, 1 for the first one", built=False,
         idle=NOT_SEGMENTED),
 
-    "DATA.TRAIN_JSON": Key("", "coco: annotations to train on; '': where COCO has them below DATA_PATH",
+    "DATA.TRAIN_JSON": Key("", "coco: annotations to train on, below DATA_PATH; '': where COCO has them",
         kind=file_path, built=False, idle=NOT_COCO),
-    "DATA.TRAIN_IMAGES": Key("", "coco: folder of their images; '': where COCO has them below DATA_PATH",
+    "DATA.TRAIN_IMAGES": Key("", "coco: folder of their images, below DATA_PATH; '': where COCO has them",
         kind=file_path, built=False, free=True, idle=NOT_COCO),
-    "DATA.VAL_JSON": Key("", "coco: annotations to validate on", kind=file_path, built=False, idle=NOT_COCO),
-    "DATA.VAL_IMAGES": Key("", "coco: folder of their images", kind=file_path, built=False, free=True, idle=NOT_COCO),
+    "DATA.VAL_JSON": Key("", "coco: annotations to validate on, likewise", kind=file_path, built=False, idle=NOT_COCO),
+    "DATA.VAL_IMAGES": Key("", "coco: folder of their images, likewise",
+        kind=file_path, built=False, free=True, idle=NOT_COCO),
 
     "SEG.HEAD": Key("upernet", "upernet or mlp (SegFormer's, for small data and CPUs)",
         must.NOT_EMPTY, idle=NOT_SEGMENTED),
@@ -158,22 +158,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
 
     "DET.HEAD": Key("mask_rcnn", "mask_rcnn, cascade_mask_rcnn, or without masks faster_rcnn, cascade_rcnn",
         must.NOT_EMPTY, idle=NOT_DETECTED),
-    "DET.CHANNELS": Key(256, "width of the feature pyramid, the proposals' head and the masks' head",
-        must.at_least(1), idle=NOT_DETECTED),
-    "DET.FC_CHANNELS": Key(1024, "width of the linear layers that classify boxes", must.at_least(1),
-        idle=NOT_DETECTED),
-    "DET.ANCHOR_SCALE": Key(8.0, "side of an anchor over the stride of its map, 4 to 64", must.POSITIVE,
-        idle=NOT_DETECTED),
-    "DET.ANCHOR_RATIOS": Key([0.5, 1.0, 2.0], "height / width of the anchors", must.SCALES, kind=float,
-        idle=NOT_DETECTED),
-    "DET.RPN_SAMPLES": Key(256, "anchors of an image that the proposals' head learns from", must.at_least(1),
-        idle=NOT_DETECTED),
-    "DET.ROI_SAMPLES": Key(512, "proposals of an image that the heads learn from, at most a quarter with an object",
-        must.at_least(1), idle=NOT_DETECTED),
-    "DET.SCORE": Key(0.05, "least score of a detection", must.FRACTION, idle=NOT_DETECTED),
-    "DET.NMS": Key(0.5, "overlap (IoU) with a better one of its class from which a detection is dropped",
-        must.PROBABILITY, idle=NOT_DETECTED),
-    "DET.MAX_DETECTIONS": Key(100, "detections of an image that are kept", must.at_least(1), idle=NOT_DETECTED),
+    "DET.ARGS": Key(CN(new_allowed=True), "fields of tasks.detection.settings.Settings in upper case: widths, anchors, "
+        "samplers, thresholds; for instance ROI_SAMPLES: 128", idle=NOT_DETECTED),
     "DET.POLICY": Key("resize", "training images: resize (to one of SCALES), crop (half of them cropped "
         "before that: the published recipes) or jitter (large-scale jitter to DATA.IMG_SIZE)",
         must.one_of("resize", "crop", "jitter"), idle=NOT_DETECTED),
