@@ -22,10 +22,9 @@ NO_AUXILIARY = "SEG.AUX_WEIGHT is 0, or TASK is not segmentation"
 NO_AVERAGE = "TRAIN.EMA.ENABLE is false"
 NO_GPU = "the device is no GPU"
 NOT_COCO = "DATA.DATASET is not coco"
-NOT_DETECTED = "TASK is not detection"
-NO_MASKS = "DET.HEAD has no masks, or TASK is not detection"
 NO_SHORTCUT = "there is no shortcut (MODEL.SHORTCUT.KERNELS is []), or TIED with SPAN 1"
 NO_STEPS = "only LR_SCHEDULER.NAME step decays in epochs"
+NOT_DETECTED = "TASK is not detection"
 NOT_ERASED = "AUG.REPROB is 0"
 NOT_MIXED = "neither AUG.MIXUP nor AUG.CUTMIX is on"
 NOT_RESIZED = "AUG.CROP is not resized"
@@ -128,12 +127,34 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "DATA.REDUCE_ZERO_LABEL": Key(False, "0 in label files stands for no class, 1 for the first one", built=False,
         idle=NOT_SEGMENTED),
 
-    "DATA.TRAIN_JSON": Key("", "coco: annotations to train on; '': where COCO has them below DATA_PATH",
-        kind=file_path, built=False, idle=NOT_COCO),
-    "DATA.TRAIN_IMAGES": Key("", "coco: folder of their images; '': where COCO has them below DATA_PATH",
-        kind=file_path, built=False, free=True, idle=NOT_COCO),
-    "DATA.VAL_JSON": Key("", "coco: annotations to validate on", kind=file_path, built=False, idle=NOT_COCO),
-    "DATA.VAL_IMAGES": Key("", "coco: folder of their images", kind=file_path, built=False, free=True, idle=NOT_COCO),
+    "DATA.TRAIN_JSON": Key("annotations/instances_train2017.json", "coco: annotations to train on, below DATA_PATH",
+        built=False, idle=NOT_COCO),
+    "DATA.VAL_JSON": Key("annotations/instances_val2017.json", "coco: annotations to evaluate on, likewise",
+        built=False, idle=NOT_COCO),
+    "DATA.TRAIN_IMAGES": Key("train2017", "coco: folder of the images that TRAIN_JSON names, likewise",
+        built=False, idle=NOT_COCO),
+    "DATA.VAL_IMAGES": Key("val2017", "coco: folder of the images that VAL_JSON names, likewise",
+        built=False, idle=NOT_COCO),
+
+    "DET.HEAD": Key("mask_rcnn", "mask_rcnn, cascade_mask_rcnn, or without masks faster_rcnn, cascade_rcnn",
+        must.NOT_EMPTY, idle=NOT_DETECTED),
+    "DET.ARGS": Key(CN(new_allowed=True), "fields of tasks.detection.settings.Settings in upper case: widths, anchors, "
+        "samplers, thresholds; for instance ROI_SAMPLES: 128", idle=NOT_DETECTED),
+    "DET.POLICY": Key("resize", "images in training: resize, crop (or so in half of them) or jitter (large-scale)",
+        must.one_of("resize", "crop", "jitter"), idle=NOT_DETECTED),
+    "DET.SCALES": Key([480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+        "resize, crop: short sides in training, drawn for each image", must.SIDES, kind=int, idle=NOT_DETECTED),
+    "DET.MAX_SIZE": Key(1333, "limit of the long side; jitter: side of the square that images are cropped to",
+        must.at_least(1), idle=NOT_DETECTED),
+    "DET.TEST_SIZE": Key(800, "short side in evaluation", must.at_least(1), idle=NOT_DETECTED),
+    "DET.CROP_SCALES": Key([400, 500, 600], "crop: short sides before the crop", must.SIDES, kind=int,
+        idle=NOT_DETECTED),
+    "DET.CROP_SIZES": Key([384, 600], "crop: [MIN, MAX] of its height and of its width", must.RANGE, kind=int,
+        idle=NOT_DETECTED),
+    "DET.JITTER": Key([0.1, 2.0], "jitter: [MIN, MAX] factor of the image fitted within MAX_SIZE", must.RATIOS,
+        idle=NOT_DETECTED),
+    "DET.MASK_AREA": Key("mask", "what counts a found mask as small, medium or large: mask (COCO), box (mmdet 2.11)",
+        must.one_of("mask", "box"), idle=NOT_DETECTED),
 
     "SEG.HEAD": Key("upernet", "upernet or mlp (SegFormer's, for small data and CPUs)",
         must.NOT_EMPTY, idle=NOT_SEGMENTED),
@@ -155,33 +176,6 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         must.PROBABILITY, idle=NOT_SEGMENTED),
     "SEG.PHOTOMETRIC": Key(True, "distort brightness, contrast, saturation and hue in training",
         idle=NOT_SEGMENTED),
-
-    "DET.HEAD": Key("mask_rcnn", "mask_rcnn, cascade_mask_rcnn, or without masks faster_rcnn, cascade_rcnn",
-        must.NOT_EMPTY, idle=NOT_DETECTED),
-    "DET.CHANNELS": Key(256, "width of the feature pyramid, the proposals' head and the masks' head",
-        must.at_least(1), idle=NOT_DETECTED),
-    "DET.FC_CHANNELS": Key(1024, "width of the linear layers that classify boxes", must.at_least(1),
-        idle=NOT_DETECTED),
-    "DET.ANCHOR_SCALE": Key(8.0, "side of an anchor over the stride of its map, 4 to 64", must.POSITIVE,
-        idle=NOT_DETECTED),
-    "DET.ANCHOR_RATIOS": Key([0.5, 1.0, 2.0], "height / width of the anchors", must.SCALES, kind=float,
-        idle=NOT_DETECTED),
-    "DET.RPN_SAMPLES": Key(256, "anchors of an image that the proposals' head learns from", must.at_least(1),
-        idle=NOT_DETECTED),
-    "DET.ROI_SAMPLES": Key(512, "proposals of an image that the heads learn from, at most a quarter with an object",
-        must.at_least(1), idle=NOT_DETECTED),
-    "DET.SCORE": Key(0.05, "least score of a detection", must.FRACTION, idle=NOT_DETECTED),
-    "DET.NMS": Key(0.5, "overlap (IoU) with a better one of its class from which a detection is dropped",
-        must.PROBABILITY, idle=NOT_DETECTED),
-    "DET.MAX_DETECTIONS": Key(100, "detections of an image that are kept", must.at_least(1), idle=NOT_DETECTED),
-    "DET.POLICY": Key("resize", "training images: resize (to one of SCALES), crop (half of them cropped "
-        "before that: the published recipes) or jitter (large-scale jitter to DATA.IMG_SIZE)",
-        must.one_of("resize", "crop", "jitter"), idle=NOT_DETECTED),
-    "DET.SCALES": Key([480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
-        "short sides in pixels, of which each training image gets one", must.SIDES, kind=int, idle=NOT_DETECTED),
-    "DET.TEST_SCALE": Key(800, "short side in evaluation", must.at_least(1), idle=NOT_DETECTED),
-    "DET.MAX_SIZE": Key(1333, "limit of the long side, in training and evaluation", must.at_least(1),
-        idle=NOT_DETECTED),
 
     "AUG.RESIZE_FIRST": Key(False,
         "resize images smaller than IMG_SIZE to it (bilinear) before the crop: the paper's recipe"),
