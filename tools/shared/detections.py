@@ -12,6 +12,7 @@ from pycocotools import mask
 
 from tasks.detection import Detection
 from tasks.detection.batches import EvalBatch, origin, padded
+from tasks.detection.metrics import judged
 from tasks.detection.sources import DetectionInfo
 from tools.shared.boxes import draw_objects
 from utils.distributed import World
@@ -63,6 +64,13 @@ class DetectedImages:
                 number, truth = source.id(place), source.truth(place)
             image = self.batches.images.load(position)
             yield Detected(position, number, image, self.found(images, image, number, truth), truth)
+
+    def judges(self):
+        """{'mask': COCO's evaluation, if there are masks, 'box': another}, after all images; see metrics.judged."""
+        meter, named = self.meter, [{"id": number, "name": name} for number, name in self.categories.items()]
+        truth = {"images": meter.images, "annotations": meter.truth, "categories": named}
+        kinds = ("mask", "box") if meter.masks else ("box",)
+        return {kind: judged(truth, meter.results, kind, meter.mask_area) for kind in kinds}
 
     def figures(self):
         """The figures, after all labelled images have been looked at, as main.py --eval gives them."""
