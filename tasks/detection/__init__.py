@@ -1,0 +1,1 @@
+"""Detection: boxes, and masks where the data has them, of objects of known classes."""
