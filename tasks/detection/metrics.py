@@ -108,7 +108,6 @@ class DetectionMeter:
     info: class_names and category_ids. masks: whether masks are judged too. mask_area: see `judged`.
     model.detect(images, sizes, originals) -> [boxes (n, 4) x1 y1 x2 y2 in pixels of the file, scores (n,), labels (n,),
     masks: bool (H, W), one after the other].
-    After `merged`, `results` has all detections on rank 0, as COCO's list.
     """
 
     def __init__(self, device, info, masks=False, mask_area="mask"):
@@ -139,14 +138,16 @@ class DetectionMeter:
 
     def merged(self, world):
         """The row over all ranks: COCO's twelve figures of boxes and of masks in percent, None where there is nothing
-        to judge, and the AP of each class; 'images', 'objects' (crowds left out) and 'detections' count.
+        to judge, and the AP of each class; 'ap' is that of masks if they are judged, else of boxes; 'images', 'objects'
+        (crowds left out) and 'detections' count. On rank 0 'results' has all detections, as COCO's list.
 
         Raises DataError if there are no objects.
         """
         gathered = zip(*world.gather([self.images, self.truth, self.results]), strict=True)
         images, truth, results = (list(itertools.chain.from_iterable(lists)) for lists in gathered)
         row = world.together(lambda: self.row(images, truth, results, world.is_main))
-        return world.gather(row)[0]
+        row = world.gather(row)[0]
+        return row | {"results": self.results} if world.is_main else row
 
     def row(self, images, truth, results, is_main):
         """See `merged`; None on other ranks than the first."""
@@ -161,4 +162,5 @@ class DetectionMeter:
         row = {}
         for kind in ("box", "mask") if self.masks else ("box",):
             row |= figures(judged(whole, results, kind, self.mask_area), kind, self.info.class_names)
-        return row | {"images": len(images), "objects": objects, "detections": len(results)}
+        headline = row["mask_ap" if self.masks else "box_ap"]
+        return {"ap": headline, **row} | {"images": len(images), "objects": objects, "detections": len(results)}
