@@ -74,7 +74,8 @@ class DetectedImages:
 
     def figures(self):
         """The figures, after all labelled images have been looked at, as main.py --eval gives them."""
-        return self.meter.merged(World(self.loaded.device))
+        row = self.meter.merged(World(self.loaded.device))
+        return {key: value for key, value in row.items() if key != "results"}
 
 
 def figures(loaded, batches):
