@@ -36,7 +36,10 @@ def stacked(images, labels):
 
 
 def collate(samples, stack=stacked):
-    """A Batch, or the first error among the samples; `stack` makes one thing of their images and one of their labels."""
+    """A Batch, or the first error among the samples.
+
+    stack: lists of their images and of their labels -> what a batch has of each.
+    """
     for sample in samples:
         if isinstance(sample, RunError):
             return sample

@@ -11,8 +11,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from tasks.segmentation import augment
 from tasks.segmentation.augment import coin, fitted, resized
-from tasks.segmentation.augment import EvalTransform as Normalising
 
 
 def resize(thing, size):
@@ -29,14 +29,19 @@ def window(height, width, low, high):
     return np.random.randint(height - rows + 1), np.random.randint(width - columns + 1), rows, columns
 
 
-class EvalTransform(Normalising):
-    """Image fitted to the short side `short` and the long side `max_size`, whichever is reached first, and normalised.
+def limits(long, short):
+    """[long, short] as `fitted` takes them: a short side beyond the long one's limit is none."""
+    return [long, min(long, short)]
+
+
+class EvalTransform(augment.EvalTransform):
+    """Image fitted to the short side `short` or the long side `max_size`, whichever is reached first, and normalised.
 
     `mean` and `std` of pixels in 0..1. Called with a PIL image and its Objects; gives (float (3, h, w), None).
     """
 
     def __init__(self, mean, std, max_size, short):
-        super().__init__(mean, std, (max_size, short))
+        super().__init__(mean, std, limits(max_size, short))
 
     def __call__(self, image, objects=None):
         """See the class."""
@@ -69,7 +74,8 @@ class TrainTransform(EvalTransform):
         target = {"boxes": boxes[there], "labels": torch.from_numpy(objects.labels)[there]}
         if objects.masks:
             masks = torch.empty((int(there.sum()), *pixels.shape[1:]), dtype=torch.uint8)
-            for place, number in enumerate(there.nonzero()[:, 0].tolist()):  # whole ones of a large image fill gigabytes
+            # One after the other: those of a large image with many objects fill gigabytes at its own size.
+            for place, number in enumerate(there.nonzero()[:, 0].tolist()):
                 masks[place] = follow(steps, tv_tensors.Mask(torch.from_numpy(objects.masks(number))[None]))[0]
             target["masks"] = masks
         return self.normalised(pixels.as_subclass(torch.Tensor)), target
@@ -97,14 +103,15 @@ class TrainTransform(EvalTransform):
 
     def scaled(self, height, width, scales):
         """(height, width) with one of `scales` as short side."""
-        return fitted(height, width, (self.max_size, scales[np.random.randint(len(scales))]))
+        return fitted(height, width, limits(self.max_size, scales[np.random.randint(len(scales))]))
 
     def describe(self):
         """What is done, a line for each step."""
         resizing = f"short side one of {self.scales}, long side at most {self.max_size} (bilinear)"
         if self.policy == "jitter":
             low, high = self.ranges["jitter"]
-            resizing = f"fitted within {self.max_size}x{self.max_size}, times {low:g} to {high:g}, cropped to that square"
+            square = f"{self.max_size}x{self.max_size}"
+            resizing = f"fitted within {square}, times {low:g} to {high:g}, cropped to {square}"
         steps = [f"horizontal flip, probability {self.hflip:g}"] if self.hflip else []
         if self.policy == "crop":
             scales, (low, high) = self.ranges["crop_scales"], self.ranges["crop_sizes"]

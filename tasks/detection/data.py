@@ -38,7 +38,7 @@ def build_data(config, world, log, training=True):
     info = facts_of(sources.info, parts, config.DATA.MEAN, config.DATA.STD)
     transforms, reading = transforms_of(config, info), reading_of(config, world, log)
     train = train_loader(reading, parts["train"], transforms[0]) if training else None
-    held = {name: evaluation_loader(reading, images, transforms[1]) for name, images in parts.items() if name != "train"}
+    held = {name: evaluation_loader(reading, parts[name], transforms[1]) for name in parts if name != "train"}
     lines = describe(info, transforms, reading.options["num_workers"])
     return DetectionData(train, held["val"], held.get("test"), lines, info, identities(parts))
 

@@ -7,6 +7,7 @@ those of the whole set, whatever the number of ranks.
 import contextlib
 import importlib.util
 import io
+import itertools
 
 import numpy as np
 from pycocotools import mask as rle
@@ -65,8 +66,8 @@ def found_objects(results, kind, mask_area):
 def judged(truth, results, kind, mask_area="mask"):
     """COCO's evaluation after its summary (`stats`, `eval`, `params`) of results, COCO's list of dicts.
 
-    truth: COCO's dict with images, annotations and categories. kind: 'box' or 'mask'. mask_area: by what a found mask is
-    small, medium or large, 'mask' or 'box'.
+    truth: COCO's dict with images, annotations and categories. kind: 'box' or 'mask'. mask_area: by what a found mask
+    is small, medium or large, 'mask' or 'box'.
     """
     coco, evaluation = evaluator()
     images, categories = truth["images"], truth["categories"]
@@ -142,8 +143,9 @@ class DetectionMeter:
 
         Raises DataError if there are no objects.
         """
-        gathered = world.gather([self.images, self.truth, self.results])
-        row = world.together(lambda: self.row(*(sum(lists, []) for lists in zip(*gathered, strict=True)), world.is_main))
+        gathered = zip(*world.gather([self.images, self.truth, self.results]), strict=True)
+        images, truth, results = (list(itertools.chain.from_iterable(lists)) for lists in gathered)
+        row = world.together(lambda: self.row(images, truth, results, world.is_main))
         row = world.gather(row)[0]
         return row | {"results": self.results} if world.is_main else row
 
