@@ -111,7 +111,7 @@ class SingleEvalLoader(EvalLoader):
     def __iter__(self):
         for (index,), (images, sizes) in zip(self.plan, super().__iter__(), strict=True):
             source, place = origin(self.samples.images, index)
-            yield EvalBatch(images, sizes, [source.size(place)], [source.id(place)], list(source.truth(place)))
+            yield EvalBatch(images, sizes, [source.size(place)], [source.id(place)], [list(source.truth(place))])
 
 
 def origin(images, index):
