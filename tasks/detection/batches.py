@@ -38,7 +38,7 @@ class EvalBatch:
     """One image to evaluate, with what is known of it.
 
     images: float32 (1, 3, H, W), padded; sizes: [(h, w)] without padding; originals: [(h, w)] of the file; ids: [its id
-    in the annotations]; truth: [its objects, as COCO's dicts].
+    in the annotations]; truth: [[its objects, as COCO's dicts]].
     """
 
     images: torch.Tensor
@@ -111,7 +111,7 @@ class SingleEvalLoader(EvalLoader):
     def __iter__(self):
         for (index,), (images, sizes) in zip(self.plan, super().__iter__(), strict=True):
             source, place = origin(self.samples.images, index)
-            yield EvalBatch(images, sizes, [source.size(place)], [source.id(place)], list(source.truth(place)))
+            yield EvalBatch(images, sizes, [source.size(place)], [source.id(place)], [list(source.truth(place))])
 
 
 def origin(images, index):
