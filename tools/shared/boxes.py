@@ -31,7 +31,7 @@ def draw_objects(image, boxes, labels, names, scores=None, masks=None):
             inside = np.asarray(masks[number], dtype=bool).repeat(factor, 0).repeat(factor, 1)
             pixels[inside] = (1 - OPACITY) * pixels[inside] + OPACITY * colours[number] + 0.5
         image = Image.fromarray(pixels)
-    draw, width = ImageDraw.Draw(image), max(1, round(LINE * max(image.size)))
+    draw, width = ImageDraw.Draw(image), max(2, round(LINE * max(image.size)))
     for number in order:
         corners, colour = (factor * np.asarray(boxes[number], dtype=float)).tolist(), tuple(colours[number].tolist())
         draw.rectangle(upright(corners), outline=colour, width=width)
