@@ -61,7 +61,7 @@ class DetectedImages:
             position, number, truth = int(position), int(position) + 1, []
             if self.labelled:
                 source, place = origin(self.batches.images, position)
-                number, truth = source.id(place), source.truth(place)
+                number, truth = source.id(place), list(source.truth(place))
             image = self.batches.images.load(position)
             yield Detected(position, number, image, self.found(images, image, number, truth), truth)
 
