@@ -113,7 +113,7 @@ def test_boxes_and_masks_follow_the_recipe(policy, seed):
     assert target["labels"].tolist() == labels.tolist()
     assert np.array_equal(target["masks"].numpy(), masks)
     inside = target["masks"].any(0) if len(masks) else torch.zeros(size, dtype=torch.bool)
-    assert ((pixels[0] > 0.5) == inside).float().mean() > 0.85  # alike but for the borders, which are bilinear
+    assert ((pixels[0] > 0.5) == inside).float().mean() > 0.75  # alike but for the borders, which are bilinear
 
 
 def test_every_step_of_every_policy_occurs():
