@@ -1,6 +1,6 @@
 """Detection: boxes with a class each and, with some heads, their masks, judged by COCO's average precision."""
 
-from dataclasses import fields
+from dataclasses import asdict
 
 import torch
 
@@ -12,7 +12,7 @@ from tasks.detection.metrics import DetectionMeter
 from tasks.detection.model import Learner, with_heads
 from tasks.detection.settings import settings_of
 from utils.config_values import shown_value
-from utils.errors import ConfigError, listing, nearest
+from utils.errors import ConfigError, nearest
 
 
 def say(row):
@@ -90,30 +90,31 @@ def described(row, kind):
 
 def detector_arguments(det):
     """The keywords of `with_heads` that DET.ARGS stands for. Raises ConfigError naming the key."""
-    defaults = settings_of(det.HEAD)
-    known, found = {field.name: getattr(defaults, field.name) for field in fields(defaults)}, {}
+    defaults = asdict(settings_of(det.HEAD))
+    defaults.pop("masks")  # which DET.HEAD decides
+    found = {}
     for key, value in det.ARGS.items():
-        name = key.lower()
-        if name not in known:
-            names = [known_name.upper() for known_name in known]
-            raise ConfigError(f"DET.ARGS.{key.upper()}: unknown - allowed: {listing(names)}{nearest(key, names)}")
-        found[name] = setting(f"DET.ARGS.{key.upper()}", value, known[name])
+        if key.lower() not in defaults:
+            names = [name.upper() for name in defaults]
+            raise ConfigError(f"DET.ARGS.{key}: unknown to DET.HEAD {det.HEAD}{nearest(key, names)}")
+        found[key.lower()] = setting(f"DET.ARGS.{key}", value, defaults[key.lower()])
     return found
 
 
 def setting(key, value, default):
-    """`value` as the type of its default; numbers from 0 on, pairs as tuples. Raises ConfigError."""
+    """`value` as the type of its default: numbers from 0 on, as many as there. Raises ConfigError."""
     several = isinstance(default, tuple)
     values, kind = (value if several else [value]), type(default[0] if several else default)
-    right = isinstance(values, list) and bool(values) and all(fits(number, kind) for number in values)
-    if not right:
+    right = isinstance(values, list) and all(fits(number, kind) for number in values)
+    if not right or (several and len(values) != len(default)):
         word = {bool: "True or False", int: "whole numbers from 0 on", float: "numbers from 0 on"}[kind]
-        raise ConfigError(f"{key}: {shown_value(value)} - allowed: {'a list of ' * several}{word}, such as {default}")
+        allowed = f"a list of {len(default)} {word}" if several else word
+        raise ConfigError(f"{key}: {shown_value(value)} - allowed: {allowed}")
     return tuple(map(kind, values)) if several else kind(value)
 
 
 def fits(number, kind):
     """Whether a number of a configuration may stand where one of this kind is wanted: 5 is fine for 5.0."""
-    if kind is bool or isinstance(number, bool):
-        return kind is bool and isinstance(number, bool)
+    if bool in (kind, type(number)):
+        return kind is type(number)
     return isinstance(number, (int, kind)) and number >= 0

@@ -86,6 +86,15 @@ class Detector(nn.Module):
         return self.roi_head.detect(maps[:-1], proposals, [size], [size])[0]
 
 
+    def work(self, images):
+        """All layers once, as often as an image needs them whatever is in it: what utils.flops counts.
+
+        As mmdetection counts them: all proposals of an evaluation, and masks of as many as are kept.
+        """
+        self.rpn_head(self.maps(images))
+        self.roi_head.work(images)
+
+
 def feature_pyramid(widths, channels):
     """Torchvision's (arXiv 1612.03144), with a fifth map, the fourth subsampled; Xavier uniform, biases 0."""
     pyramid = FeaturePyramidNetwork(widths, channels, LastLevelMaxPool())
