@@ -38,7 +38,7 @@ class EvalBatch:
     """One image to evaluate, with what is known of it.
 
     images: float32 (1, 3, H, W), padded; sizes: [(h, w)] without padding; originals: [(h, w)] of the file; ids: [its id
-    in the annotations]; truth: [its objects, as COCO's dicts].
+    in the annotations]; truth: [[its objects, as COCO's dicts]].
     """
 
     images: torch.Tensor

@@ -10,6 +10,7 @@ from tasks.classification.data import reading_of
 from tasks.detection import shapes  # noqa: F401 - enters its dataset
 from tasks.detection.augment import EvalTransform, TrainTransform
 from tasks.detection.batches import evaluation_loader, train_loader
+from tasks.detection.metrics import has_faster
 from tasks.detection.sources import DATASETS, DetectionInfo, ObjectRequest
 from utils.errors import ConfigError
 
@@ -84,4 +85,5 @@ def describe(info, transforms, workers):
         *info.left_out,
         *(f"train: {line}" for line in transforms[0].describe()),
         *(f"eval: {line}" for line in transforms[1].describe()),
+        f"eval: COCO's average precision, by {'faster-coco-eval' if has_faster() else 'pycocotools'}",
     ]

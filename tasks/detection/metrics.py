@@ -147,7 +147,7 @@ class DetectionMeter:
         images, truth, results = (list(itertools.chain.from_iterable(lists)) for lists in gathered)
         row = world.together(lambda: self.row(images, truth, results, world.is_main))
         row = world.gather(row)[0]
-        return row | {"results": self.results} if world.is_main else row
+        return row | {"results": results} if world.is_main else row
 
     def row(self, images, truth, results, is_main):
         """See `merged`; None on other ranks than the first."""
@@ -156,7 +156,6 @@ class DetectionMeter:
             raise DataError("no objects in the evaluated images: nothing to judge")
         if not is_main:
             return None
-        self.results = results
         names = zip(self.info.category_ids, self.info.class_names, strict=True)
         whole = {"images": images, "annotations": truth, "categories": [{"id": i, "name": n} for i, n in names]}
         row = {}
