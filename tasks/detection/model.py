@@ -85,7 +85,6 @@ class Detector(nn.Module):
         maps, _, proposals = self.propose(images, [size])
         return self.roi_head.detect(maps[:-1], proposals, [size], [size])[0]
 
-
     def work(self, images):
         """All layers once, as often as an image needs them whatever is in it: what utils.flops counts.
 
