@@ -68,7 +68,7 @@ class Fixture:
         flat, count = value.detach().double().flatten().numpy(), meta["count"]
         assert list(value.shape) == meta["shape"], name
         samples = self.recorded["samples"][meta["offset"] : meta["offset"] + count]
-        return float(np.abs(flat[np.arange(count) * flat.size // count] - samples).max())
+        return float(np.abs(flat[np.arange(count) * flat.size // count] - samples).max(initial=0))
 
     def check_norms(self, kind, tensors):
         """Norms of gradients ('grad') or of buffers after one pass in training ('buffers'), by official names."""

@@ -19,7 +19,7 @@ from utils.flops import count_macs
 NAMES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/detection").glob("*.yaml"))
 COCO = [Path(name).stem for name in NAMES if name.endswith("_coco.yaml")]
 SCRATCH = [name for name in COCO if "scratch" in name]
-# As their code configures them (mmdetection 2.11): drop path; parameters; tensors, numbers with weight decay and without
+# As their code configures them (mmdetection 2.11): drop path; parameters; tensors and numbers with decay, and without
 PUBLISHED = {
     "cascade_mask_rcnn_dwnet_tiny_3x_coco": (0.2, 81514194, 309, 81505746, 16, 8448),
     "cascade_mask_rcnn_dwnet_base_3x_coco": (0.3, 131555890, 501, 131544626, 16, 11264),
@@ -65,7 +65,7 @@ def model_of():
         if name not in models:
             cfg = load(name)
             with torch.device("meta"):
-                models[name] = Detection.network(cfg, cfg.MODEL.NUM_CLASSES or (80 if "_own" in name else 5))
+                models[name] = Detection.network(cfg, cfg.MODEL.NUM_CLASSES or (80 if "_own" in name else 4))
         return models[name]
 
     return get

@@ -232,7 +232,13 @@ CHANGES = {
         "DET__HEAD": "mask_rcnn",
     },
     "float16": {"AMP": {"ENABLE": True, "DTYPE": "float16"}, "DET__HEAD": "mask_rcnn"},
-    "large-scale jitter, a batch of one": {"DATA__BATCH_SIZE": 1, "DET__POLICY": "jitter", "DET__MAX_SIZE": 48},
+    "large-scale jitter, a batch of one": {
+        "MODEL__TYPE": "swin_tiny",
+        "MODEL__ARGS": {"DIM": 8, "DEPTHS": [1, 1, 1, 1], "HEADS": [1, 1, 1, 1], "WINDOW_SIZE": 4},
+        "MODEL__SHORTCUT__KERNELS": [],
+        "DATA__BATCH_SIZE": 1,
+        "DET__POLICY": "jitter",
+    },
 }
 
 

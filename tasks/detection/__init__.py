@@ -70,6 +70,10 @@ class Detection(ImageTask):
                    for target in batch.targets]  # fmt: skip
         return images, batch.sizes, targets
 
+    def facts(self):
+        """Those of ImageTask, and the ids that results give the classes."""
+        return super().facts() | {"category_ids": list(self.info.category_ids)}
+
     def meter(self, device):
         """COCO's figures."""
         det = self.config.DET

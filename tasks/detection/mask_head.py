@@ -7,6 +7,8 @@ from torch import nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import roi_align
 
+from tasks.detection.boxes import clipped
+
 SIZE = 14  # of the regions' features
 MASK = 28
 CONVS = 4
@@ -29,9 +31,9 @@ class MaskHead(nn.Sequential):
 def mask_targets(masks, boxes, owners):
     """(p, 28, 28) of 0 and 1, in the boxes' type: the part of its object's mask within each of boxes (p, 4).
 
-    masks: uint8 (n, H, W); owners: (p,) numbers of the objects.
+    masks: uint8 (n, H, W), at whose edges the boxes end; owners: (p,) numbers of the objects.
     """
-    found = boxes.new_zeros(len(boxes), MASK, MASK)
+    found, boxes = boxes.new_zeros(len(boxes), MASK, MASK), clipped(boxes, masks.shape[1:])
     used, owners = owners.unique(return_inverse=True)
     step = max(1, PIXELS // max(1, masks[0].numel() if len(masks) else 1))
     for start in range(0, len(used), step):

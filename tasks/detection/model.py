@@ -85,13 +85,14 @@ class Detector(nn.Module):
         maps, _, proposals = self.propose(images, [size])
         return self.roi_head.detect(maps[:-1], proposals, [size], [size])[0]
 
-    def work(self, images):
-        """All layers once, as often as an image needs them whatever is in it: what utils.flops counts.
-
-        As mmdetection counts them: all proposals of an evaluation, and masks of as many as are kept.
-        """
-        self.rpn_head(self.maps(images))
-        self.roi_head.work(images)
+    def fixed_work(self, images):
+        """What utils.flops counts, as mmdetection: every stage on 1000 regions, masks of 100 (or the numbers of an
+        evaluation that the settings say); pooling is free."""
+        maps, (_, boxes), masks = self.maps(images), self.settings.rpn_proposals, self.settings.detections
+        self.rpn_head(maps)
+        for heads, count, size in ((self.roi_head.bbox_head, boxes, 7), (self.roi_head.mask_head, masks, 14)):
+            for head in heads:
+                head(maps[0].new_empty(count, maps[0].shape[1], size, size))
 
 
 def feature_pyramid(widths, channels):

@@ -131,14 +131,6 @@ class RoIHead(nn.Module):
         masks = self.mask_probabilities(maps, boxes, labels).split([len(box) for box in boxes])
         return [(*one, mask) for one, mask in zip(found, masks, strict=True)]
 
-    def work(self, images):
-        """See model.Detector.work."""
-        for head, number, size in (
-            *((head, self.settings.rpn_proposals[1], box_head.SIZE) for head in self.bbox_head),
-            *((head, self.settings.detections, mask_head.SIZE) for head in self.mask_head),
-        ):
-            head(images.new_empty(number, self.settings.channels, size, size))
-
     def best(self, boxes, scores):
         """(boxes, scores, labels) that are left of boxes (n, C, 4) and scores (n, C), by falling score."""
         row, label = (scores > self.settings.score_threshold).nonzero(as_tuple=True)
