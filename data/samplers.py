@@ -36,9 +36,13 @@ class TrainBatches:
                 f"at most {size // world_size}"
             )
 
+    def order(self, epoch):
+        """The image indices of the epoch in their order, int64 (size,)."""
+        return epoch_order(self.size, self.seed, epoch)
+
     def indices(self, epoch, start=0):
         """Lists of image indices, from micro-batch `start` of the epoch on."""
-        order = epoch_order(self.size, self.seed, epoch)
+        order = self.order(epoch)
         for number in range(start, self.per_epoch):
             first = (number * self.world_size + self.rank) * self.batch_size
             yield order[first : first + self.batch_size].tolist()

@@ -19,7 +19,6 @@ REPLACED = {
     "train.moe.save_master": "not supported, delete the line",
     "train.lr_scheduler.warmup_prefix": "the schedule always follows the warm-up, delete the line",
     "train.lr_scheduler.gamma": "now TRAIN.LR_SCHEDULER.DECAY_RATE",
-    "train.lr_scheduler.multisteps": "use TRAIN.LR_SCHEDULER.DECAY_EPOCHS",
     "data.decoder": "gone, delete the line",
     "data.mask_patch_size": "not supported, delete the line",
     "data.mask_ratio": "not supported, delete the line",
@@ -49,10 +48,11 @@ def unknown_key(key, leaf, known):
 def _suggestion(key, known):
     """The same name in another section first (EPOCHS -> TRAIN.EPOCHS), then the nearest full name, then the nearest
     last name."""
-    last = key.rpartition(".")[2].casefold()
-    elsewhere = [name for name in known if name.rpartition(".")[2].casefold() == last]
+    section, _, last = key.rpartition(".")
+    elsewhere = [name for name in known if name.rpartition(".")[2].casefold() == last.casefold()]
     if elsewhere:
-        return ("." in key and nearest(key, elsewhere)) or f" - did you mean {elsewhere[0]}?"
+        beside = [name for name in known if section and name.rpartition(".")[0] == section]  # TEST.SCALE: TEST.SCALES
+        return ("." in key and nearest(key, elsewhere + beside)) or f" - did you mean {elsewhere[0]}?"
     by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
     if found := nearest(key, known):
         return found

@@ -89,10 +89,11 @@ class Detector(nn.Module):
         return fixed.detections(self, images)
 
     def fixed_work(self, images):
-        """What utils.flops counts, as mmdetection: every stage on 1000 regions, masks of 100; pooling is free."""
-        maps = self.maps(images)
+        """What utils.flops counts, as mmdetection: every stage on 1000 regions, masks of 100 (or the numbers of an
+        evaluation that the settings say); pooling is free."""
+        maps, (_, boxes), masks = self.maps(images), self.settings.rpn_proposals, self.settings.detections
         self.rpn_head(maps)
-        for heads, count, size in ((self.roi_head.bbox_head, 1000, 7), (self.roi_head.mask_head, 100, 14)):
+        for heads, count, size in ((self.roi_head.bbox_head, boxes, 7), (self.roi_head.mask_head, masks, 14)):
             for head in heads:
                 head(maps[0].new_empty(count, maps[0].shape[1], size, size))
 
