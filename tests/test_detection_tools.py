@@ -248,3 +248,23 @@ def test_masks_that_were_drawn_are_those_that_were_encoded():
     pixels[1:3, 2:6] = 1
     objects = [{"segmentation": mask.encode(np.asfortranarray(pixels))}]
     assert np.array_equal(predict.detections.Masks(objects)[0], pixels.astype(bool))
+
+
+def test_a_detector_without_masks(tmp_path, capsys):
+    det = {"ARGS": SMALL, "HEAD": "faster_rcnn", "SCALES": [48], "TEST_SIZE": 48, "MAX_SIZE": 64}
+    config = write(tmp_path, DET=det, DATA__DATASET="detection_shapes:train=8,val=2", TRAIN__EPOCHS=1)
+    assert main.main(arguments(config, tmp_path)) == 0
+    run, path = tmp_path / "tiny/default", tmp_path / "report.html"
+    assert report.main([str(run), "--output", str(path), "--device", "cpu"]) == 0
+    page = Page(path.read_text())
+    assert "box AP50, %" in page.text
+    assert "mask" not in page.text.partition("Examples")[2].partition("How it was made")[0]
+    capsys.readouterr()
+    for form in ("json", "csv"):
+        options = ["--score", "0", "--format", form, "--maps", str(tmp_path / "maps"), "--device", "cpu"]
+        assert predict.main([str(run), "--val", *options]) == 0
+        printed = capsys.readouterr().out
+        if form == "json":
+            assert not any("segmentation" in one for one in json.loads(printed)["annotations"])
+        else:
+            assert {row["mask_pixels"] for row in csv.DictReader(io.StringIO(printed))} == {""}
