@@ -12,6 +12,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from models.dense import feature_pyramid as feature_maps
+from tasks.detection import fixed
 from tasks.detection.pasting import PastedMasks
 from tasks.detection.roi_head import RoIHead
 from tasks.detection.rpn import RPN
@@ -55,11 +56,15 @@ class Detector(nn.Module):
         """Five maps (B, channels, h, w) of the feature pyramid, each half as large as the last."""
         return list(self.neck({str(i): image for i, image in enumerate(self.backbone(images))}).values())
 
-    def propose(self, images, sizes):
-        """(maps, what the RPN predicts on them, [proposals (n, 4) of each image])."""
+    def predict(self, images):
+        """(maps, what the RPN predicts on them)."""
         maps = self.maps(images)
         dtype = torch.promote_types(images.dtype, torch.float32)  # of boxes: bfloat16 knows no pixel beyond 256
-        predicted = self.rpn_head.predict(maps, dtype)
+        return maps, self.rpn_head.predict(maps, dtype)
+
+    def propose(self, images, sizes):
+        """(maps, what the RPN predicts on them, [proposals (n, 4) of each image])."""
+        maps, predicted = self.predict(images)
         return maps, predicted, [boxes for boxes, _ in self.rpn_head.proposals(predicted, sizes)]
 
     def losses(self, images, sizes, targets):
@@ -80,10 +85,8 @@ class Detector(nn.Module):
         ]
 
     def forward(self, images):
-        """Of one whole image (1, C, H, W): boxes (n, 4), scores (n,), labels (n,), mask probabilities (n, 28, 28)."""
-        size = images.shape[2:]
-        maps, _, proposals = self.propose(images, [size])
-        return self.roi_head.detect(maps[:-1], proposals, [size], [size])[0]
+        """Tensors alone, of one whole image (1, C, H, W), for other programs: see fixed.detections."""
+        return fixed.detections(self, images)
 
     def fixed_work(self, images):
         """What utils.flops counts, as mmdetection: every stage on 1000 regions, masks of 100 (or the numbers of an

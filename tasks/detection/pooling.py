@@ -20,9 +20,9 @@ def levels(boxes, strides):
 
 def pooled(maps, rois, strides, size):
     """(n, C, size, size) for rois (n, 5), see `with_image`: aligned, as many samples as there are pixels."""
-    level, parts, order = levels(rois[:, 1:], strides), [], []
+    level = levels(rois[:, 1:], strides)
+    found = rois.new_zeros(len(rois), maps[0].shape[1], size, size)
     for number, (image, stride) in enumerate(zip(maps, strides, strict=True)):
         index = (level == number).nonzero().flatten()
-        parts.append(roi_align(image, rois[index].to(image.dtype), size, 1 / stride, 0, True))
-        order.append(index)
-    return torch.cat(parts)[torch.cat(order).argsort()]
+        found.index_copy_(0, index, roi_align(image.to(rois.dtype), rois[index], size, 1 / stride, 0, True))
+    return found

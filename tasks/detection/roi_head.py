@@ -104,12 +104,8 @@ class RoIHead(nn.Module):
         moved = decode(torch.cat(boxes), own, STAGE_STDS[stage]).split([len(box) for box in boxes])
         return [clipped(box, size) for box, size in zip(moved, sizes, strict=True)]
 
-    @torch.no_grad()
-    def detect(self, maps, boxes, sizes, originals):
-        """[(boxes (n, 4), scores (n,), labels (n,), mask probabilities (n, 28, 28) or None)] of each image.
-
-        boxes: [proposals (n, 4) of each image]; the boxes found are in pixels of the `originals`.
-        """
+    def scored(self, maps, boxes, sizes):
+        """([boxes (n, C, 4)], [probabilities (n, C)]) of each image after all stages, of [proposals (n, 4)]."""
         total = 0
         for stage in self.stages:
             scores, deltas = self.box_outputs(stage, maps, boxes)
@@ -119,11 +115,17 @@ class RoIHead(nn.Module):
         counts = [len(box) for box in boxes]
         scores = (total / len(self.stages)).softmax(1)[:, :-1].split(counts)
         boxes = decode(torch.cat(boxes)[:, None], deltas, STAGE_STDS[stage]).split(counts)
+        return [clipped(*pair) for pair in zip(boxes, sizes, strict=True)], scores
+
+    @torch.no_grad()
+    def detect(self, maps, boxes, sizes, originals):
+        """[(boxes (n, 4), scores (n,), labels (n,), mask probabilities (n, 28, 28) or None)] of each image.
+
+        boxes: [proposals (n, 4) of each image]; the boxes found are in pixels of the `originals`.
+        """
+        boxes, scores = self.scored(maps, boxes, sizes)
         scales = [scale(*pair, boxes[0]) for pair in zip(sizes, originals, strict=True)]
-        found = [
-            self.best(clipped(box, size) / factor, score)
-            for box, score, size, factor in zip(boxes, scores, sizes, scales, strict=True)
-        ]
+        found = [self.best(box / factor, score) for box, score, factor in zip(boxes, scores, scales, strict=True)]
         if not self.settings.masks:
             return [(*one, None) for one in found]
         boxes = [one[0] * factor for one, factor in zip(found, scales, strict=True)]

@@ -33,23 +33,27 @@ class RPN(RPNHead):
         deltas = [level.permute(0, 2, 3, 1).reshape(len(level), -1, 4).to(dtype) for level in deltas]
         return anchors, scores, deltas
 
-    @torch.no_grad()
-    def proposals(self, predicted, sizes):
-        """[(boxes (n, 4), scores (n,))] of each image, by falling score; `predicted` is what `predict` gave."""
-        settings = self.settings
-        candidates, wanted = (pair[not self.training] for pair in (settings.rpn_candidates, settings.rpn_proposals))
+    def candidates(self, predicted):
+        """(boxes (B, n, 4), scores (B, n), levels (n,)): the best of each level; `predicted` is what `predict` gave."""
+        most = self.settings.rpn_candidates[not self.training]
         boxes, scores, levels = [], [], []
         for level, (anchors, score, delta) in enumerate(zip(*predicted, strict=True)):
-            best, index = score.topk(min(candidates, score.shape[1]))
+            best, index = score.topk(torch.sym_min(most, score.shape[1]))
             chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))
             boxes.append(decode(anchors[index], chosen, RPN_STDS))
             scores.append(best.sigmoid())
             levels.append(torch.full_like(index[0], level))
-        boxes, scores, levels = torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels)
+        return torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels)
+
+    @torch.no_grad()
+    def proposals(self, predicted, sizes):
+        """[(boxes (n, 4), scores (n,))] of each image, by falling score; `predicted` is what `predict` gave."""
+        boxes, scores, levels = self.candidates(predicted)
+        wanted = self.settings.rpn_proposals[not self.training]
         found = []
         for box, score, size in zip(boxes, scores, sizes, strict=True):
             box = clipped(box, size)
-            keep = batched_nms(box, score, levels, settings.rpn_nms)[:wanted]
+            keep = batched_nms(box, score, levels, self.settings.rpn_nms)[:wanted]
             found.append((box[keep], score[keep]))
         return found
 
