@@ -21,12 +21,14 @@ ALONE = "there is one process"
 NO_AUXILIARY = "SEG.AUX_WEIGHT is 0, or TASK is not segmentation"
 NO_AVERAGE = "TRAIN.EMA.ENABLE is false"
 NO_GPU = "the device is no GPU"
+NOT_COCO = "DATA.DATASET is not coco"
 NO_SHORTCUT = "there is no shortcut (MODEL.SHORTCUT.KERNELS is []), or TIED with SPAN 1"
 NO_STEPS = "only LR_SCHEDULER.NAME step decays in epochs"
 NO_DRLOC = "DRLOC.WEIGHT is 0, or TASK is not classification"
 NO_GUIDANCE = "GUIDANCE.TEACHER is empty, or TASK is not classification"
 NO_TEACHER = "DISTILLATION.TEACHER is empty, or TASK is not classification"
 NOT_DINO = "TASK is not dino"
+NOT_DETECTED = "TASK is not detection"
 NOT_ERASED = "AUG.REPROB is 0"
 NOT_MIXED = "neither AUG.MIXUP nor AUG.CUTMIX is on"
 NOT_RESIZED = "AUG.CROP is not resized"
@@ -91,7 +93,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "MODEL.LOCALITY.BLOCK": Key("", "form of a block: plain (pre-norm), cct or localvit; '': the variant's own"),
 
     "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake; "
-        "segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes", must.NOT_EMPTY, built=False),
+        "segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes; "
+        "detection: coco or detection_shapes", must.NOT_EMPTY, built=False),
     "DATA.DATA_PATH": Key("", "folder that holds the dataset", free=True, kind=file_path,
         idle="the dataset needs no files"),
     "DATA.IMG_SIZE": Key(224, "side in pixels, or [HEIGHT, WIDTH]", must.PIXELS, kind=image_size, built=False),
@@ -133,6 +136,35 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         idle=NOT_SEGMENTED),
     "DATA.REDUCE_ZERO_LABEL": Key(False, "0 in label files stands for no class, 1 for the first one", built=False,
         idle=NOT_SEGMENTED),
+
+    "DATA.TRAIN_JSON": Key("annotations/instances_train2017.json", "coco: annotations to train on, below DATA_PATH",
+        built=False, idle=NOT_COCO),
+    "DATA.VAL_JSON": Key("annotations/instances_val2017.json", "coco: annotations to evaluate on, likewise",
+        built=False, idle=NOT_COCO),
+    "DATA.TRAIN_IMAGES": Key("train2017", "coco: folder of the images that TRAIN_JSON names, likewise",
+        built=False, idle=NOT_COCO),
+    "DATA.VAL_IMAGES": Key("val2017", "coco: folder of the images that VAL_JSON names, likewise",
+        built=False, idle=NOT_COCO),
+
+    "DET.HEAD": Key("mask_rcnn", "mask_rcnn, cascade_mask_rcnn, or without masks faster_rcnn, cascade_rcnn",
+        must.NOT_EMPTY, idle=NOT_DETECTED),
+    "DET.ARGS": Key(CN(new_allowed=True), "fields of tasks.detection.settings.Settings in upper case: widths, anchors, "
+        "samplers, thresholds; for instance ROI_SAMPLES: 128", idle=NOT_DETECTED),
+    "DET.POLICY": Key("resize", "images in training: resize, crop (or so in half of them) or jitter (large-scale)",
+        must.one_of("resize", "crop", "jitter"), idle=NOT_DETECTED),
+    "DET.SCALES": Key([480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+        "resize, crop: short sides in training, drawn for each image", must.SIDES, kind=int, idle=NOT_DETECTED),
+    "DET.MAX_SIZE": Key(1333, "limit of the long side; jitter: side of the square that images are cropped to",
+        must.at_least(1), idle=NOT_DETECTED),
+    "DET.TEST_SIZE": Key(800, "short side in evaluation", must.at_least(1), idle=NOT_DETECTED),
+    "DET.CROP_SCALES": Key([400, 500, 600], "crop: short sides before the crop", must.SIDES, kind=int,
+        idle=NOT_DETECTED),
+    "DET.CROP_SIZES": Key([384, 600], "crop: [MIN, MAX] of its height and of its width", must.RANGE, kind=int,
+        idle=NOT_DETECTED),
+    "DET.JITTER": Key([0.1, 2.0], "jitter: [MIN, MAX] factor of the image fitted within MAX_SIZE", must.RATIOS,
+        idle=NOT_DETECTED),
+    "DET.MASK_AREA": Key("mask", "what counts a found mask as small, medium or large: mask (COCO), box (mmdet 2.11)",
+        must.one_of("mask", "box"), idle=NOT_DETECTED),
 
     "SEG.HEAD": Key("upernet", "upernet or mlp (SegFormer's, for small data and CPUs)",
         must.NOT_EMPTY, idle=NOT_SEGMENTED),
@@ -277,6 +309,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "TRAIN.LR_SCHEDULER.POWER": Key(1.0, "poly: of the share of steps that are left, counted from the first one",
         must.at_least(0), idle="only LR_SCHEDULER.NAME poly has a power"),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": Key(30, "step: epochs between two decays", must.at_least(1), idle=NO_STEPS),
+    "TRAIN.LR_SCHEDULER.MULTISTEPS": Key([], "step: epochs after which it decays; []: every DECAY_EPOCHS", must.RISING,
+        kind=float, idle=NO_STEPS),
     "TRAIN.LR_SCHEDULER.DECAY_RATE": Key(0.1, "step: factor of one decay", must.PROBABILITY, idle=NO_STEPS),
     "TRAIN.OPTIMIZER.NAME": Key("adamw", "any optimizer of timm: adamw, sgd, lamb, ...", built=False),
     "TRAIN.OPTIMIZER.EPS": Key(1e-8, "added to Adam's denominator", must.at_least(0), idle=OTHER_OPTIMIZER),

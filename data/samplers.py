@@ -49,9 +49,13 @@ class TrainBatches:
                 f"at most {size // world_size}"
             )
 
+    def order(self, number):
+        """The image indices of a pass in their order, int64 (size,)."""
+        return epoch_order(self.size, self.seed, number)
+
     def numbers(self, epoch, passed):
         """What comes in a pass of an epoch, in order: int64 array of shape (size * repeats,)."""
-        order = epoch_order(self.size, self.seed, epoch * self.passes + passed).repeat(self.repeats)
+        order = self.order(epoch * self.passes + passed).repeat(self.repeats)
         times = passed * self.repeats + np.arange(len(order)) % self.repeats
         return times * self.size + order
 

@@ -30,12 +30,20 @@ class Batch(NamedTuple):
     notes: list
 
 
-def collate(samples):
-    """A Batch, or the first error among the samples."""
+def stacked(images, labels):
+    """(images (B, 3, H, W), labels (B, ...)) of lists of tensors, all of one size, and of labels."""
+    return default_collate(images), default_collate(labels)
+
+
+def collate(samples, stack=stacked):
+    """A Batch, or the first error among the samples.
+
+    stack: lists of their images and of their labels -> what a batch has of each.
+    """
     for sample in samples:
         if isinstance(sample, RunError):
             return sample
-    images, labels = (default_collate([sample[place] for sample in samples]) for place in (0, 1))
+    images, labels = stack([sample.image for sample in samples], [sample.label for sample in samples])
     left_out = [item for sample in samples for item in sample.left_out]
     notes = [item for sample in samples for item in sample.notes]
     return Batch(images, labels, left_out, notes)

@@ -18,7 +18,8 @@ def refuse(state, task, settings, refused, losses_of):
     watched = state.model if any(p.requires_grad for p in state.model.parameters()) else learner
     for micro, batch in enumerate(group):
         inputs = task.inputs(batch, (settings.seed, step, micro, world.rank), world.device, settings.amp_dtype)
-        if not all(torch.isfinite(entry).all() for entry in inputs if entry.is_floating_point()):
+        tensors = (entry for entry in inputs if isinstance(entry, torch.Tensor) and entry.is_floating_point())
+        if not all(torch.isfinite(tensor).all() for tensor in tensors):
             found.append((1, 0, "input images"))
         found.append(
             first_bad_module(

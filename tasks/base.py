@@ -102,7 +102,9 @@ class Task(ABC):
     def meter(self, device):
         """A fresh meter of an evaluation on this rank: add(model, batch), and merged(world) -> {name: plain number}.
 
-        `merged` is exact over ranks and called by all of them. Its row holds the headline's key and column, and 'loss'.
+        `merged` is exact over ranks and called by all of them. Its row holds the headline's key and column,
+        and 'loss' if the task has one there. With 'results', on rank 0 alone, it brings what goes into a file of its
+        own, plain values for JSON.
         """
 
     @abstractmethod

@@ -148,6 +148,7 @@ def left_behind(run):
         payload = torch.load(run / "checkpoints" / name, weights_only=True)
         found[name] = {key: payload[key] for key in KEPT} | {key: payload["progress"][key] for key in PROGRESS}
     found["metrics"] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found["results"] = {path.name: path.read_text() for path in sorted(run.glob("results_*.json"))}
     found["exit"] = json.loads((run / "exit.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     return found | {"summary": {key: summary[key] for key in SUMMARY}}

@@ -29,7 +29,7 @@ IMAGENET = [f"configs/{name}_224_imagenet.yaml" for name in (
 EXPERIMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").rglob("*.yaml")
-    if path.parent.name not in ("_base_", "sweeps", "segmentation", "locality", "methods")  # tested elsewhere
+    if path.parent.name not in ("_base_", "sweeps", "segmentation", "detection", "locality", "methods")  # see test_*
 )
 NATIVE = [name for name in EXPERIMENTS if re.search(r"_(32|64)_", name)]
 

@@ -73,7 +73,7 @@ def _figures(run):
         (f"best {name}", run.best, evaluation, points),
         (f"final {name}", final, evaluation, points),
         (f"test {name}", summary.get("test"), evaluation, points),
-        ("final validation loss", final and final["val_loss"], "{:.4f}".format, lambda a, b: f"{b - a:+.4f}"),
+        ("final validation loss", final and final.get("val_loss"), "{:.4f}".format, lambda a, b: f"{b - a:+.4f}"),
         ("parameters", summary.get("params"), "{:,d}".format, percent),
         ("multiply-accumulates", summary.get("macs"), "{:,d}".format, percent),
         ("seconds", of_rows("seconds", sum), "{:.1f}".format, percent),

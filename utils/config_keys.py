@@ -23,7 +23,6 @@ REPLACED = {
     "train.moe.save_master": "not supported, delete the line",
     "train.lr_scheduler.warmup_prefix": "the schedule always follows the warm-up, delete the line",
     "train.lr_scheduler.gamma": "now TRAIN.LR_SCHEDULER.DECAY_RATE",
-    "train.lr_scheduler.multisteps": "use TRAIN.LR_SCHEDULER.DECAY_EPOCHS",
     "data.decoder": "gone, delete the line",
     "data.mask_patch_size": "not supported, delete the line",
     "data.mask_ratio": "not supported, delete the line",

@@ -399,12 +399,29 @@ SWIN_V2 = Source("Swin Transformer V2", (FIRST + r"attn\.cpb_mlp\.0\.",), RULES,
 SWIN_MLP = Source("Swin-MLP", (FIRST + r"spatial_mlp\.",), MLP_RULES, SwinMLP, swin_mlp_sizes)
 DWNET = Source("DWNet", (FIRST + r"attn2conv\.",), DWNET_RULES, DWNet, dwnet_sizes)
 
-# The same backbones in mmsegmentation, with a norm for each feature map and heads: names as in tasks.segmentation.
+# The same backbones in mmsegmentation and mmdetection, with a norm for each feature map and heads: names as in
+# tasks.segmentation and tasks.detection.
 HEAD = r"^((?:decode|auxiliary)_head\."
+ROI_HEADS = (  # without a number where there is only one stage
+    (r"bbox_head", r"shared_convs\.(?P<k>\d+)\.conv\.", r"convs.\g<k>.0."),
+    (r"bbox_head", r"shared_convs\.(?P<k>\d+)\.bn\.", r"convs.\g<k>.1."),
+    (r"bbox_head", r"shared_fcs\.", "fcs."),
+    (r"bbox_head", r"(?P<k>fc_cls|fc_reg)\.", r"\g<k>."),
+    (r"mask_head", r"convs\.(?P<k>\d+)\.conv\.", r"convs.\g<k>.0."),
+    (r"mask_head", r"upsample\.", "predictor.conv5_mask."),
+    (r"mask_head", r"conv_logits\.", "predictor.mask_fcn_logits."),
+)
 DENSE_RULES = (
     (HEAD + r".+\.)conv\.", r"\g<1>0."),
     (HEAD + r".+\.)bn\.", r"\g<1>1."),
     (HEAD + r"conv_seg\.)", r"\1"),
+    (r"^neck\.lateral_convs\.(\d)\.conv\.", r"neck.inner_blocks.\1.0."),
+    (r"^neck\.fpn_convs\.(\d)\.conv\.", r"neck.layer_blocks.\1.0."),
+    (r"^rpn_head\.rpn_conv\.", "rpn_head.conv.0.0."),
+    (r"^rpn_head\.rpn_cls\.", "rpn_head.cls_logits."),
+    (r"^rpn_head\.rpn_reg\.", "rpn_head.bbox_pred."),
+    *((rf"^roi_head\.{h}\.(?P<s>\d)\.{theirs}", rf"roi_head.{h}.\g<s>.{ours}") for h, theirs, ours in ROI_HEADS),
+    *((rf"^roi_head\.{h}\.{theirs}", rf"roi_head.{h}.0.{ours}") for h, theirs, ours in ROI_HEADS),
     (r"^backbone\.norm(\d)\.", r"backbone.map_norms.\1."),
 )
 
@@ -423,7 +440,7 @@ def under_backbone(source):
     rules = tuple((moved(pattern), new and f"backbone.body.{new}") for pattern, new in source.rules)
     return replace(
         source,
-        name=f"{source.name} in mmsegmentation",
+        name=f"{source.name} in mmsegmentation or mmdetection",
         marks=tuple(map(moved, source.marks)),
         rules=(*DENSE_RULES, *rules),
         sizes=sizes,
