@@ -9,10 +9,12 @@ from timm.models import build_model_with_cfg, register_model
 
 from config import from_stored
 from tasks.classification import Classification
+from tasks.detection import Detection
+from tasks.dino import Dino
 from tasks.segmentation import Segmentation
 from utils.errors import ConfigError, listing, nearest
 
-TASKS = {"classification": Classification, "segmentation": Segmentation}
+TASKS = {"classification": Classification, "segmentation": Segmentation, "detection": Detection, "dino": Dino}
 
 
 def find(name):

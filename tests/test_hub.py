@@ -17,6 +17,8 @@ from models.registry import get_variant
 from models.vit import ViT
 from tests.helpers_data import noise
 from tests.small import small
+from tests.test_detection_runs import write as write_detection
+from tests.test_dino import write as write_dino
 from tests.test_segmentation_runs import write as write_segmentation
 from tests.tiny import arguments, write_config
 from tests.trained import folder_run, restless
@@ -233,18 +235,21 @@ def test_training_starts_from_the_folder(trained, tmp_path):
     assert "42 tensors matched, 0 resized, 2 skipped, 0 missing" in said  # the last layer has other classes
 
 
-def test_heads_travel_too(tmp_path):
-    config = write_segmentation(tmp_path, TRAIN__EPOCHS=1)
-    assert main.main(arguments(config, tmp_path)) == 0
+@pytest.mark.parametrize(
+    ("task", "write"), [("segmentation", write_segmentation), ("detection", write_detection), ("dino", write_dino)]
+)
+def test_runs_of_other_tasks_travel_with_their_heads(tmp_path, task, write):
+    assert main.main(arguments(write(tmp_path, TRAIN__EPOCHS=1), tmp_path)) == 0
     run = tmp_path / "tiny/default"
     assert hub.main(["push", str(run), str(tmp_path / "model")]) == 0
     model = timm.create_model(f"local-dir:{tmp_path}/model", pretrained=True).eval()
-    loaded = load_model(run, "cpu", known=("segmentation",))
-    x = torch.randn(1, 3, 40, 56)
-    assert torch.equal(model(x), loaded.model(x))
-    assert model.auxiliary_head is not None
+    loaded = load_model(run, "cpu", known=(task,))
+    image = torch.randn(1, 3, *((8, 8) if task == "dino" else (40, 56)))  # not the size of the crops
+    torch.testing.assert_close(model(image), loaded.model(image), rtol=0, atol=0)
+    assert model.state_dict().keys() == loaded.model.state_dict().keys()  # what is for training alone, too
     assert model.pretrained_cfg["mean"] == pytest.approx(loaded.mean)
-    assert list(model.pretrained_cfg["label_names"]) == list(loaded.class_names)
+    names = () if task == "dino" else loaded.class_names  # the features of a backbone without a last layer
+    assert tuple(model.pretrained_cfg.get("label_names", ())) == names
 
 
 class Hub:

@@ -16,7 +16,8 @@ from tests.launch import ROOT
 from tests.tiny import arguments, write_config
 from utils.run_folder import git_commit
 
-CORE = ("test_shortcut.py", "test_checkpoint.py", "test_data_transforms.py", "test_hub.py::test_heads_travel_too")
+CORE = ("test_shortcut.py", "test_checkpoint.py", "test_data_transforms.py",
+        "test_hub.py::test_runs_of_other_tasks_travel_with_their_heads")  # fmt: skip
 SOURCES = [*ROOMS, *(f"{name}.py" for name in FILES), "configs", "setup.py", "pyproject.toml", "README.md"]
 
 

@@ -38,14 +38,19 @@ from tools.shared.trained import load_model
 from utils.errors import ConfigError, MismatchError, MissingError, OutputError
 
 SAMPLE = 50  # images of the validation set whose size is looked at
-PIPELINES = {"classification": "image-classification", "segmentation": "image-segmentation"}  # the Hub's words
+PIPELINES = {  # the Hub's words
+    "classification": "image-classification",
+    "segmentation": "image-segmentation",
+    "detection": "object-detection",
+    "dino": "image-feature-extraction",
+}
 CLASSIFIER = """\
 import timm
 import models  # of this project
 
 model = timm.create_model("{name}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # PIL image -> (3, H, W)
-class_names = model.pretrained_cfg["label_names"]"""
+class_names = model.pretrained_cfg.get("label_names")"""
 WITH_HEADS = """\
 import timm
 import tasks  # of this project
@@ -76,7 +81,7 @@ def push(given):
     loaded = load_model(given.checkpoint, "cpu", given.weights, tasks.TASKS)
     config = config_of(loaded, given.data_path)
     name = given.target if remote else f"{hub.LOCAL}{Path(given.target).name}"
-    usage = CLASSIFIER if loaded.config.TASK == "classification" else WITH_HEADS
+    usage = CLASSIFIER if is_backbone(loaded.model) else WITH_HEADS
     text = front_matter(loaded) + card(loaded, given.weights, rows(loaded), usage.format(name=name))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if remote else Path(given.target)
@@ -84,7 +89,7 @@ def push(given):
         compare(loaded, models.from_pretrained(folder))
         if remote:
             upload(folder, given.target)
-    print(f"written: {given.target} ({config['architecture']}, {len(loaded.class_names)} classes)")
+    print(f"written: {given.target} ({config['architecture']}, {config['num_classes']} classes)")
     print("checked: read again it gives the same output, bit for bit")
 
 
@@ -102,8 +107,9 @@ def fresh_folder(path):
 
 def config_of(loaded, data_path):
     """The dictionary for config.json of a LoadedModel."""
-    prepared = {"mean": loaded.mean, "std": loaded.std}
-    if loaded.config.TASK == "classification":
+    prepared, classes = {"mean": loaded.mean, "std": loaded.std}, len(loaded.class_names)
+    if is_backbone(loaded.model):
+        classes = loaded.model.num_classes  # 0 where the task looks at features
         architecture, arguments, ours = hub.described(loaded.model)
         prepared = ours | prepared | fitting(loaded, data_path)
     else:
@@ -111,11 +117,16 @@ def config_of(loaded, data_path):
         prepared |= {"input_size": (len(loaded.mean), *loaded.img_size)}
     return {
         "architecture": architecture,
-        "num_classes": len(loaded.class_names),
-        "label_names": loaded.class_names,
+        "num_classes": classes,
+        "label_names": loaded.class_names[:classes],
         "model_args": arguments,
         "pretrained_cfg": prepared,
     }
+
+
+def is_backbone(model):
+    """Whether it is one of models.create, with its last layer at most, and not one with the heads of a task."""
+    return hasattr(model, "created_as")
 
 
 def fitting(loaded, data_path):
