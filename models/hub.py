@@ -21,7 +21,7 @@ from models.registry import create
 from models.timm_models.registry import default_cfg, default_sizes, timm_name
 from models.timm_models.wrap import REFUSALS, first_line, keywords
 from utils.errors import DataError, MismatchError, MissingError, UnavailableError, nearest
-from utils.files import replace_whole
+from utils.files import replace_whole, storage_errors
 from utils.safe_load import read_tensors
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -184,7 +184,8 @@ def write(folder, model, config, card=""):
             f"{ours.get(name, 'missing')} where timm would build {theirs.get(name, 'nothing')}"
         )
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder, "created"):
+        folder.mkdir(parents=True, exist_ok=True)
     with replace_whole(folder / WEIGHTS) as temporary:
         save_file(state, temporary, {"format": "pt"})
     texts = {CARD: card, CONFIG: json.dumps(config, indent=2) + "\n"}  # the configuration last: with it all is there

@@ -86,7 +86,7 @@ def test_rows_beyond_what_is_found_are_zero():
 def test_the_command_compares_and_says_what_comes_out(tmp_path, monkeypatch, capsys):
     loaded = detector("mask_rcnn")
     monkeypatch.setattr(export, "load_model", lambda *args: loaded)
-    monkeypatch.setattr(export, "accuracy", lambda *args: "not evaluated")
+    monkeypatch.setattr("tools.shared.card.accuracy", lambda *args: "not evaluated")
     path = tmp_path / "model.safetensors"
     assert export.main(["x.pth", "--to", "safetensors", "--output", str(path)]) == 0
     assert re.findall(r"at batch (\d of \d+x\d+)", capsys.readouterr().out) == ["1 of 48x64", "1 of 61x50"]

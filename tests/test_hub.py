@@ -24,7 +24,7 @@ from tests.tiny import arguments, write_config
 from tests.trained import folder_run, restless
 from tools import hub
 from tools.shared.trained import load_model
-from utils.errors import RunError
+from utils.errors import RunError, StorageError
 
 VARIANTS = ("vit_tiny", "cait_xxs12", "swin_tiny", "swin_v2_tiny", "swin_mlp_tiny_c24", "cvt_13", "dwnet_tiny",
             "i_dynamic_dwnet_tiny")  # fmt: skip
@@ -94,6 +94,9 @@ def test_what_timm_could_not_build_again_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="only what models.create made"):
         models.save_pretrained(ViT(**get_variant("vit_tiny").sizes), tmp_path)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="could not be created"):
+        made("vit_tiny").save_pretrained(tmp_path / "file")
 
 
 def change(**changes):

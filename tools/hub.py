@@ -36,6 +36,7 @@ from tools.shared.command import EXITS, command, parser
 from tools.shared.inputs import add_options, choose_part, console, dataset_parts
 from tools.shared.trained import load_model
 from utils.errors import ConfigError, MismatchError, MissingError, OutputError
+from utils.files import storage_errors
 
 SAMPLE = 50  # images of the validation set whose size is looked at
 PIPELINES = {  # the Hub's words
@@ -213,7 +214,8 @@ def pull(given):
     folder = fresh_folder(given.folder)
     for name in (hub.WEIGHTS, hub.CARD, hub.CONFIG):
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            with storage_errors(folder / name):
+                shutil.copyfile(source / name, folder / name)
     cfg = model.pretrained_cfg
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{folder}: {cfg['architecture']}, {count:,} parameters, {cfg['num_classes']} classes, "
