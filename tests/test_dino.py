@@ -255,3 +255,15 @@ def test_what_cannot_be_is_one_line(case, tmp_path, capsys):
     result = run_here(arguments(write(tmp_path, **changes), tmp_path), capsys)
     assert result.code == 64, result.output
     assert text in result.errors[0]
+
+
+def test_the_step_is_one_graph():
+    """torch.compile finds nothing that it has to leave out, and computes the same."""
+    learner, inputs = made(), (*crops(), *numbers())
+    losses = []
+    for runner in (learner, torch.compile(learner, backend="aot_eager", fullgraph=True)):
+        losses.append(runner(*inputs)[0].item())
+        losses.append(learner.extra.seen.clone())
+        learner.extra.seen.zero_()
+    assert losses[0] == pytest.approx(losses[2], rel=1e-6)
+    torch.testing.assert_close(losses[1], losses[3])
