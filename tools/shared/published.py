@@ -162,8 +162,9 @@ def rows():
             features = {"type": row["model"], "dw": [], "size": row.get("image_size", 224), **scratch, **start}
             yield source, {**row, "features": features}
     for row in tables["dwnet_segmentation"]:
-        features = {"type": row["backbone"], "dw": [], "size": 512, "head": "upernet", "task": "segmentation"}
-        yield "arXiv 2106.04263", {"ade20k": row["miou"], "features": {**scratch, **features}}
+        features = {"type": row["backbone"], "args": {}, "dw": [], "size": 512}
+        of_segments = {"task": "segmentation", "head": "upernet"}
+        yield "arXiv 2106.04263", {"ade20k": row["miou"], "features": features | of_segments}
 
 
 def rival_rows():
