@@ -65,6 +65,7 @@ def scene(height=40, width=60, count=5):
     bitmaps = np.zeros((count, height, width), np.uint8)
     for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes, strict=True):
         bitmap[y1:y2, x1:x2] = 1
+    boxes[0][0], boxes[-1][2] = -3, width + 5  # beyond the image, to be clipped
     return Image.fromarray(pixels), Objects(np.float32(boxes), np.arange(count), bitmaps.__getitem__), bitmaps
 
 

@@ -117,15 +117,15 @@ def test_what_is_left_out_is_counted(changed):
         made["images"].append({"id": 50, "file_name": "50.png", "height": 31, "width": 60})
         made["annotations"].append({**made["annotations"][0], "id": 500, "image_id": 50,
                                     "segmentation": [[1, 1, 9, 1, 9, 9]]})  # fmt: skip
-        for annotation, key, value in zip(made["annotations"], ("bbox", "bbox", "area"),
-                                          ([1, 1, 0.9, 9], [1, 1, 9, 0], 0), strict=False):  # fmt: skip
+        for annotation, key, value in zip(made["annotations"], ("bbox", "bbox", "area", "bbox"),
+                                          ([1, 1, 0.9, 9], [1, 1, 9, 0], 0, [-9, 1, 9, 9]), strict=False):  # fmt: skip
             annotation |= {key: value, "iscrowd": 0}
 
     data = build(change(harm))
     (line,) = data.info.left_out
     assert line in data.description
     for words in ("images without objects: 1", "images under 32 pixels a side: 1", "crowds: 4",
-                  "boxes under a pixel: 3 (first: annotation 10)"):  # fmt: skip
+                  "boxes under a pixel: 4 (first: annotation 10)"):  # fmt: skip
         assert words in line
     assert data.info.train_size == 8
     assert sum(len(target["boxes"]) for batch in data.train.epoch(0) for target in batch.targets) < 27
@@ -151,14 +151,16 @@ def batches_of(wide, batch_size, rank=0, ranks=1, epoch=0, seed=0):
 @pytest.mark.parametrize("size", [12, 13, 37, 64])
 def test_batches_have_one_orientation_and_every_image_once(size):
     wide = np.random.RandomState(size).rand(size) < 0.6
-    dropped = set()
+    dropped, kinds = set(), set()
     for epoch in range(30):
         batches = batches_of(wide, 4, epoch=epoch)
         seen = sum(batches, [])
         assert len(set(seen)) == len(seen) == size // 4 * 4
         assert sum(len(set(wide[batch])) > 1 for batch in batches) <= 1
         dropped |= set(range(size)) - set(seen)
+        kinds.add(tuple(wide[batch].any() for batch in batches))
     assert len(dropped) >= min(size % 4, 1) * 5
+    assert len(kinds) > 2  # neither orientation comes first
     assert batches_of(wide, 4, epoch=0) != batches_of(wide, 4, epoch=1)
 
 

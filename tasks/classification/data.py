@@ -38,10 +38,7 @@ def build_data(config, world, log, training=True):
     `log` takes a line of text (pass a silent one on other processes than 0). Raises ConfigError, MissingError or
     DataError.
     """
-    sources = sources_of(config, world, log)
-    check_classes(sources, config.MODEL.NUM_CLASSES)
-    parts = split(sources, config.DATA.VAL_SPLIT, config.SEED)
-    info = facts_of(sources.info, parts, config.DATA.MEAN, config.DATA.STD)
+    parts, info = parts_of(config, sources_of(config, world, log))
     transforms = transforms_of(config, info)
     mixing = mixing_of(config, info.num_classes)
     mixing.check_batch_size(config.DATA.BATCH_SIZE)
@@ -57,21 +54,33 @@ def build_data(config, world, log, training=True):
     return ImageData(info=info, parts=identities(parts), mixing=mixing, description=lines, **loaders)
 
 
+def parts_of(config, sources):
+    """({'train', 'val', maybe 'test': images}, the facts about them) of Sources. Raises DataError."""
+    data = config.DATA
+    check_classes(sources, config.MODEL.NUM_CLASSES)
+    parts = split(sources, data.VAL_SPLIT, config.SEED)
+    return parts, facts_of(sources.info, parts, data.MEAN, data.STD)
+
+
 def sources_of(config, world, log):
     """The Sources of DATA.DATASET, found and listed, no image read. Raises ConfigError, MissingError or DataError."""
     data = config.DATA
-    request = Request(
-        path=data.DATA_PATH,
-        img_size=as_size(data.IMG_SIZE),
-        download=data.DOWNLOAD,
-        zip_mode=data.ZIP_MODE,
-        cache_mode=data.CACHE_MODE,
-        rank=world.rank,
-        world_size=world.size,
-        barrier=world.barrier,
-        log=log,
-    )
-    return create(data.DATASET, request)
+    common = request_keywords(config, world, log)
+    return create(data.DATASET, Request(**common, download=data.DOWNLOAD, cache_mode=data.CACHE_MODE))
+
+
+def request_keywords(config, world, log):
+    """What every Request has."""
+    data = config.DATA
+    return {
+        "path": data.DATA_PATH,
+        "img_size": as_size(data.IMG_SIZE),
+        "zip_mode": data.ZIP_MODE,
+        "rank": world.rank,
+        "world_size": world.size,
+        "barrier": world.barrier,
+        "log": log,
+    }
 
 
 def reading_of(config, world, log):
@@ -106,13 +115,17 @@ def mixing_of(config, num_classes):
     return Mixing(num_classes, smoothing=config.MODEL.LABEL_SMOOTHING, **options)
 
 
+def sizes(info):
+    """How many images are for what."""
+    test = f", {info.test_size} to test once at the end" if info.test_size else ""
+    return f"{info.train_size} to train, {info.val_size} to validate{test}"
+
+
 def describe(info, transforms, mixing, workers):
     """The effective pipeline as lines."""
-    sizes = f"{info.train_size} to train, {info.val_size} to validate"
-    sizes += f", {info.test_size} to test once at the end" if info.test_size else ""
     many = f" (more than the {cores()} cores here)" if workers > cores() else ""
     return [
-        f"data: {info.name}, {info.num_classes} classes, {sizes}, {workers} loader workers per process{many}",
+        f"data: {info.name}, {info.num_classes} classes, {sizes(info)}, {workers} loader workers per process{many}",
         *(f"train: {line}" for line in transforms[0].describe()),
         *(f"eval: {line}" for line in transforms[1].describe()),
         *mixing.describe(),

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from data.datasets.registry import create
-from data.pipelines import check_classes, facts_of, identities, split
-from data.transforms import as_size
+from data.pipelines import identities
 from tasks.base import Data
-from tasks.classification.data import reading_of
+from tasks.classification.data import parts_of, reading_of, request_keywords, sizes
 from tasks.detection import shapes  # noqa: F401 - enters its dataset
 from tasks.detection.augment import EvalTransform, TrainTransform
 from tasks.detection.batches import evaluation_loader, train_loader
@@ -33,10 +32,7 @@ def build_data(config, world, log, training=True):
     """
     if config.DATA.PIPELINE == "device":
         raise ConfigError("DATA.PIPELINE: 'device' - allowed: auto or cpu with TASK detection")
-    sources = sources_of(config, world, log)
-    check_classes(sources, config.MODEL.NUM_CLASSES)
-    parts = split(sources, config.DATA.VAL_SPLIT, config.SEED)
-    info = facts_of(sources.info, parts, config.DATA.MEAN, config.DATA.STD)
+    parts, info = parts_of(config, sources_of(config, world, log))
     transforms, reading = transforms_of(config, info), reading_of(config, world, log)
     train = train_loader(reading, parts["train"], transforms[0]) if training else None
     held = {name: evaluation_loader(reading, parts[name], transforms[1]) for name in parts if name != "train"}
@@ -48,13 +44,7 @@ def sources_of(config, world, log):
     """The Sources of DATA.DATASET, found and listed, no image read. Raises ConfigError, MissingError or DataError."""
     data = config.DATA
     request = ObjectRequest(
-        path=data.DATA_PATH,
-        img_size=as_size(data.IMG_SIZE),
-        zip_mode=data.ZIP_MODE,
-        rank=world.rank,
-        world_size=world.size,
-        barrier=world.barrier,
-        log=log,
+        **request_keywords(config, world, log),
         files={"train": (data.TRAIN_JSON, data.TRAIN_IMAGES), "val": (data.VAL_JSON, data.VAL_IMAGES)},
     )
     return create(data.DATASET, request, DATASETS)
@@ -77,11 +67,9 @@ def transforms_of(config, info):
 
 def describe(info, transforms, workers):
     """The effective pipeline as lines."""
-    sizes = f"{info.train_size} to train, {info.val_size} to validate"
-    sizes += f", {info.test_size} to test once at the end" if info.test_size else ""
     masks = "boxes and masks" if info.has_masks else "boxes"
     return [
-        f"data: {info.name}, {info.num_classes} classes, {masks}, {sizes}, {workers} loader workers per process",
+        f"data: {info.name}, {info.num_classes} classes, {masks}, {sizes(info)}, {workers} loader workers per process",
         *info.left_out,
         *(f"train: {line}" for line in transforms[0].describe()),
         *(f"eval: {line}" for line in transforms[1].describe()),

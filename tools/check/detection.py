@@ -33,7 +33,7 @@ TINY, MANY_TINY = 8, 0.1  # pixels of a side, twice the finest stride; share of 
 class DetectionSubject(Subject):
     """A configuration of TASK detection. Labels of a batch are (sizes, targets), see tasks/detection/batches.py."""
 
-    by_heart = ByHeart(images=2, rate=1e-3, near_zero=0.5, name="a blind answer's", enough=100)
+    by_heart = ByHeart(images=2, rate=1e-3, near_zero=0.3, name="a blind answer's", enough=100)
     stacking = staticmethod(stack_to_train)
 
     @cached_property

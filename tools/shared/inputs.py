@@ -170,7 +170,7 @@ def with_progress(batches, total, log):
     shown = started
     for batch in batches:
         yield batch
-        done += len(batch.labels)
+        done += len(batch.images)
         now = time.perf_counter()
         if now - shown >= interval or (done == total and shown > started):
             shown = now
