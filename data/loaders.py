@@ -131,7 +131,8 @@ class TrainLoader:
 
         def where(number):
             keys = next(self.sampler.batches(epoch, start + number))
-            return f"epoch {epoch}, micro-batch {start + number}, from {self.samples.images.name(keys[0][1])} on"
+            first = keys[0][1] % len(self.samples)
+            return f"epoch {epoch}, micro-batch {start + number}, from {self.samples.images.name(first)} on"
 
         for batch in self.reader.read(self.sampler.batches(epoch, start), where):
             self.count(batch.left_out)

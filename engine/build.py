@@ -64,7 +64,8 @@ def build_state(config, world, task, model):
     if config.TRAIN.EMA.ENABLE:
         ema = ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY, use_warmup=config.TRAIN.EMA.WARMUP)
     statistics = RunningStatistics(model)
-    runner = compiled(task.learner(model), config, world)
+    learner = world.together(lambda: task.learner(model))
+    runner = compiled(learner, config, world)
     if world.size > 1:
         runner = distribute(runner, world.device)
     per_epoch = steps_per_epoch(task.data.train.batches_per_epoch, config.TRAIN.ACCUMULATION_STEPS)
@@ -73,10 +74,11 @@ def build_state(config, world, task, model):
     evaluator = eval_model(model, ema, config.TEST.WEIGHTS)
     return TrainState(
         model=model,
+        learner=learner,
         runner=runner,
         evaluator=evaluator,
         eval_runner=compiled(evaluator, config, world) if task.one_size else evaluator,
-        optimizer=build_optimizer(config, model, schedule.base_lr),
+        optimizer=build_optimizer(config, model, schedule.base_lr, getattr(learner, "extra", None)),
         schedule=schedule,
         statistics=statistics,
         sync=StepSync(world, statistics, average_statistics=not sync_bn),

@@ -2,10 +2,11 @@
 
 from tasks.classification import Classification
 from tasks.detection import Detection
+from tasks.dino import Dino
 from tasks.segmentation import Segmentation
 from utils.errors import ConfigError, listing, nearest
 
-TASKS = {"classification": Classification, "segmentation": Segmentation, "detection": Detection}
+TASKS = {"classification": Classification, "segmentation": Segmentation, "detection": Detection, "dino": Dino}
 
 
 def find(name):

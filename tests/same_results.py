@@ -77,7 +77,7 @@ CASES = {
     "vit dropout": Case(SHORTCUT + DROPPED + "TRAIN.USE_CHECKPOINT True"),
     "shortcut": Case(SHORTCUT),
     "shortcut over spans": Case(SHORTCUT + "MODEL.SHORTCUT.SPAN 2 MODEL.SHORTCUT.LEARNED_SCALE True"),
-    "cait": Case(SHORTCUT + DROPPED + "MODEL.TYPE cait_xxs12"),
+    "cait": Case(SHORTCUT.replace("vit_tiny", "cait_xxs12") + DROPPED),
     "swin": Case(SWIN + "swin_tiny"),
     "swin v2": Case(SWIN + "swin_v2_tiny"),
     "swin mlp": Case(SWIN + "swin_mlp_tiny_c24"),

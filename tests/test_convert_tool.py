@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 
 import pytest
 import timm
@@ -11,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import models
-from models.weights.convert import from_official
+from models.weights.convert import SOURCES, candidates, from_official
 from models.weights.pretrained import load_pretrained
-from models.weights.sources import SOURCES
+from tests.rivals import ENTRIES as RIVALS
+from tests.rivals import has_drloc
 from tests.test_parity import ENTRIES
 from tools import convert
 from utils.errors import MismatchError
@@ -110,9 +110,9 @@ def test_relatives_that_we_do_not_have_are_refused(name, kwargs, message):
 
 
 def test_every_source_is_told_from_the_others():
-    for entry in ENTRIES.values():
-        keys = "\n".join(name for name, *_ in entry["state_dict"] if name not in entry["skipped"])
-        matching = [s.name for s in SOURCES if all(re.search(mark, keys, re.MULTILINE) for mark in s.marks)]
+    for entry in [*ENTRIES.values(), *(entry for entry in RIVALS.values() if not has_drloc(entry))]:
+        names = {name: torch.empty(shape) for name, shape, _ in entry["state_dict"] if name not in entry["skipped"]}
+        matching = [source.name for source in candidates(names) if source.fits(names)]
         assert len(matching) == 1, (entry["id"], matching)
 
 

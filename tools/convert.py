@@ -24,7 +24,6 @@ from safetensors.torch import save
 import models
 from models.weights import convert
 from models.weights.pretrained import adapt, find_weights, strip_prefixes
-from models.weights.sources import SOURCES
 from tasks.detection.model import official_detector
 from tasks.segmentation.model import official_segmenter
 from tools.shared.command import EXITS, command, parser
@@ -38,7 +37,7 @@ ENDINGS = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors"}
 
 def parse(argv):
     """The options; wrong ones raise ConfigError, MissingError if there is no folder for the result."""
-    known = f"recognised code bases: {listing([source.name for source in SOURCES], most=len(SOURCES))}"
+    known = f"recognised code bases: {listing([source.name for source in convert.SOURCES], most=len(convert.SOURCES))}"
     options = parser("convert", __doc__, f"{known}\n\n{EXITS}")
     options.add_argument("file", type=Path, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors")
     options.add_argument("--to", choices=("safetensors", "pth"), help="format (default: that of PATH, else pth)")

@@ -1,6 +1,10 @@
 """What to answer to a configuration key that does not exist: its new name, its right place or its nearest spelling."""
 
+from difflib import get_close_matches
+
 from utils.errors import ConfigError, nearest
+
+SLIP = 0.85  # likeness of two names of which one has a letter more or less
 
 # Keys of the original repository (arXiv 2407.19394, Swin style), in lower case, and what stands in their place.
 REPLACED = {
@@ -46,13 +50,16 @@ def unknown_key(key, leaf, known):
 
 
 def _suggestion(key, known):
-    """The same name in another section first (EPOCHS -> TRAIN.EPOCHS), then the nearest full name, then the nearest
-    last name."""
+    """A slip in a name of the section first (TEST.SCALE -> TEST.SCALES), then the same name in another section
+    (EPOCHS -> TRAIN.EPOCHS), then the nearest full name, then the nearest last name."""
     section, _, last = key.rpartition(".")
-    elsewhere = [name for name in known if name.rpartition(".")[2].casefold() == last.casefold()]
+    last = last.casefold()
+    beside = {name.rpartition(".")[2].casefold(): name for name in known if name.rpartition(".")[0] == section}
+    if slips := get_close_matches(last, beside, n=1, cutoff=SLIP):
+        return f" - did you mean {beside[slips[0]]}?"
+    elsewhere = [name for name in known if name.rpartition(".")[2].casefold() == last]
     if elsewhere:
-        beside = [name for name in known if section and name.rpartition(".")[0] == section]  # TEST.SCALE: TEST.SCALES
-        return ("." in key and nearest(key, elsewhere + beside)) or f" - did you mean {elsewhere[0]}?"
+        return ("." in key and nearest(key, elsewhere)) or f" - did you mean {elsewhere[0]}?"
     by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
     if found := nearest(key, known):
         return found

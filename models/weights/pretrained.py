@@ -179,7 +179,7 @@ def find_prefixes(names, own):
         known = sum(name in own for name in inside)
         if known and 2 * known >= len(own):
             return known
-        return len(inside) if convert.recognise(inside) else 0
+        return len(inside) if convert.candidates(inside) else 0
 
     if fit(""):
         return []

@@ -21,6 +21,7 @@ from data.transforms import EvalTransform, TrainTransform, as_size
 from tasks.base import Data
 
 MIXING = ("MIXUP", "CUTMIX", "CUTMIX_MINMAX", "MIXUP_PROB", "MIXUP_SWITCH_PROB", "MIXUP_MODE")  # of AUG
+OF_THE_ORDER = ("REPEATS",)  # of AUG
 
 
 @dataclass
@@ -48,7 +49,7 @@ def build_data(config, world, log, training=True):
     data = config.DATA
     on_device = DeviceLoaders(reading, world.device, data.DEVICE_BUDGET, data.PIXEL_CACHE, data.AUGMENT_IMPL)
     pipeline, loaders, chosen = choose_pipeline(data.PIPELINE, parts, transforms, CpuLoaders(reading), on_device)
-    lines = [*describe(info, transforms, mixing, reading.options["num_workers"]), *chosen]
+    lines = [*describe(info, transforms, mixing, reading.options["num_workers"]), *describe_order(reading), *chosen]
     loaders = {"train": None, "test": None, **loaders}
     info = replace(info, pipeline=pipeline)
     return ImageData(info=info, parts=identities(parts), mixing=mixing, description=lines, **loaders)
@@ -92,6 +93,8 @@ def reading_of(config, world, log):
         rank=world.rank,
         world_size=world.size,
         skip_bad=data.BAD_IMAGES == "skip",
+        repeats=config.AUG.REPEATS,
+        passes=config.TRAIN.PASSES_PER_EPOCH,
         options={
             "num_workers": worker_count(data.NUM_WORKERS, world.size),
             "timeout": data.WORKER_TIMEOUT,
@@ -105,7 +108,7 @@ def transforms_of(config, info):
     """(TrainTransform, EvalTransform)."""
     data = config.DATA
     common = {"img_size": data.IMG_SIZE, "mean": info.mean, "std": info.std, "interpolation": data.INTERPOLATION}
-    augmentation = {key.lower(): value for key, value in config.AUG.items() if key not in MIXING}
+    augmentation = {key.lower(): value for key, value in config.AUG.items() if key not in MIXING + OF_THE_ORDER}
     return TrainTransform(**common, **augmentation), EvalTransform(**common, crop=config.TEST.CROP)
 
 
@@ -113,6 +116,13 @@ def mixing_of(config, num_classes):
     """Mixup, CutMix and the loss."""
     options = {key.lower().removeprefix("mixup_"): config.AUG[key] for key in MIXING}
     return Mixing(num_classes, smoothing=config.MODEL.LABEL_SMOOTHING, **options)
+
+
+def describe_order(reading):
+    """How often an image comes in an epoch, where it is not once."""
+    repeats, passes = reading.repeats, reading.passes
+    lines = [f"train: an image comes {repeats} times in a batch, augmented anew"] if repeats > 1 else []
+    return lines + [f"train: an epoch is {passes} passes over the images"] * (passes > 1)
 
 
 def sizes(info):
