@@ -271,7 +271,7 @@ def test_the_step_is_one_graph():
 
 
 def test_it_finds_clusters_without_labels():
-    """Of four kinds of noisy images the teacher ends with answers of their own for three at least; collapsed, for one."""
+    """The teacher ends with answers of its own for three at least of four kinds of noisy images; collapsed: one."""
     torch.manual_seed(0)
     kinds, steps = torch.randn(4, 48), 320
 
