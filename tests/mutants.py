@@ -44,8 +44,10 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         {
             "one order for all epochs": ('"order", int(epoch)', '"order", 0'),
             "one order for all seeds": ("random_state(int(seed),", "random_state(0,"),
-            "ranks see the same images": ("(number * self.world_size + self.rank)", "(number * self.world_size)"),
-            "a resumed epoch starts over": ("range(start, self.per_epoch)", "range(self.per_epoch)"),
+            "ranks see the same images": ("together[self.rank * self.batch_size :", "together[:"),
+            "copies on one process": ("together[self.rank :: self.world_size]", "together[:: self.world_size]"),
+            "copies augmented alike": ("np.arange(len(order)) % self.repeats", "0"),
+            "a resumed epoch starts over": ("range(max(0, start - passed * self.per_pass), self", "range(0, self"),
             "evaluation loses an image": ("size * (rank + 1) // world_size)", "size * (rank + 1) // world_size - 1)"),
             "held-out images not drawn": (
                 "random_state(*keys, int(label)).permutation(members)[:count]",
