@@ -104,6 +104,23 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
             "mirrored scores stay mirrored": ("(logits.flip(3) if flipped else logits)", "logits"),
         },
     ),
+    "tasks/detection/roi_head.py": (
+        "test_detection_model.py",
+        {
+            "objects' own boxes stay": ("[~one.true]", ""),
+            "stages weigh the same": ("part + name: weight * loss", "part + name: loss"),
+            "background moves as background": ("torch.where(labels == self.num_classes, ", "torch.where(labels < 0, "),
+            "boxes in resized pixels": ("self.best(box / factor, score)", "self.best(box, score)"),
+        },
+    ),
+    "tasks/detection/matching.py": (
+        "test_detection_primitives.py",
+        {
+            "the first object has the anchor": ('"amax")', '"amin")'),
+            "bad matches forced": ("(most >= low_quality)", "(most >= 0)"),
+            "objects not among proposals": ("torch.cat([truth, proposals])", "torch.cat([truth + 1e4, proposals])"),
+        },
+    ),
     "utils/checkpoint.py": (
         "test_checkpoint.py",
         {
