@@ -181,6 +181,10 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "TRAIN.NO_WEIGHT_DECAY": Key(["1d", "pos_embed", "cls_token", "relative_position_bias_table", "layer_scale"],
         "exempt: parameters of at most one dimension (1d), and those with such a piece in their names",
         idle="weight decay is 0, or no parameter has such a name"),
+    "TRAIN.LAYER_DECAY": Key(1.0, "each layer learns at so much of the next one's rate (fine-tuning); 1: at the same",
+        must.SHARE),
+    "TRAIN.FREEZE": Key([], "names of parameters or modules that are not trained, with * and ?; '-name' is trained "
+        "again: ['*', -head] is linear probing", kind=str),
     "TRAIN.BASE_LR": Key(5e-4, "learning rate after the warm-up, before LR_SCALING", must.at_least(0)),
     "TRAIN.WARMUP_LR": Key(5e-7, "learning rate of the first step", must.at_least(0), idle="there is no warm-up"),
     "TRAIN.MIN_LR": Key(5e-6, "where the cosine, linear or poly schedule ends",

@@ -8,6 +8,7 @@ from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
 
 import tasks
+from engine.freeze import freeze
 from engine.sync import RunningStatistics, StepSync
 from engine.train import StepSettings, TrainState, steps_per_epoch
 from lr_scheduler import build_scheduler
@@ -63,7 +64,8 @@ def build_state(config, world, task, model):
     ema = None
     if config.TRAIN.EMA.ENABLE:
         ema = ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY, use_warmup=config.TRAIN.EMA.WARMUP)
-    statistics = RunningStatistics(model)
+    frozen = world.together(lambda: freeze(model, config.TRAIN.FREEZE))
+    statistics = RunningStatistics(model, without=frozen)
     runner = compiled(task.learner(model), config, world)
     if world.size > 1:
         runner = distribute(runner, world.device)
@@ -73,6 +75,7 @@ def build_state(config, world, task, model):
     evaluator = eval_model(model, ema, config.TEST.WEIGHTS)
     return TrainState(
         model=model,
+        frozen=frozen,
         runner=runner,
         evaluator=evaluator,
         eval_runner=compiled(evaluator, config, world) if task.one_size else evaluator,

@@ -158,6 +158,9 @@ class Run:
             f"learning rate {state.schedule.base_lr:g} (scaling {config.TRAIN.LR_SCALING}), "
             f"{state.schedule.total_steps} steps, {state.schedule.warmup_steps} of them warm-up"
         )
+        frozen = [parameter for parameter in state.model.parameters() if not parameter.requires_grad]
+        if config.TRAIN.FREEZE:
+            log.info(f"frozen: {len(frozen)} tensors (TRAIN.FREEZE), {sum(p.numel() for p in frozen):,} parameters")
         for line in describe_groups(state.optimizer):
             log.info(line)
         log.info(

@@ -93,6 +93,32 @@ def test_opts_in_every_position():
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [[*CFG, "TRAIN.EPOCHS", "3", "DATA.NUM_WORKERS", "-1"], ["TRAIN.EPOCHS", "3", *CFG, "DATA.NUM_WORKERS", "-1"],
+     [*CFG, "TRAIN.EPOCHS", "3", "--opts", "DATA.NUM_WORKERS", "-1"], [*CFG, "--zip", "TRAIN.EPOCHS", "3"],
+     [*CFG, "--opts", "DATA.NUM_WORKERS", "-1", "--zip", "TRAIN.EPOCHS", "3"]],
+)  # fmt: skip
+def test_pairs_without_opts_are_what_opts_takes(argv):
+    args = parse_args(argv)
+    pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    assert pairs == {key: value for key, value in (("TRAIN.EPOCHS", "3"), ("DATA.NUM_WORKERS", "-1")) if key in argv}
+    cfg, origins = load_config(args.cfg, args.opts, flag_overrides(args))
+    assert (cfg.TRAIN.EPOCHS, origins["TRAIN.EPOCHS"], cfg.DATA.ZIP_MODE) == (3, "--opts", "--zip" in argv)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["TRAIN.EPOCS", "3"], "did you mean TRAIN.EPOCHS?"), (["TRAIN.EPOCHS", "many"], "TRAIN.EPOCHS"),
+     (["train.epochs", "3"], "did you mean TRAIN.EPOCHS?"), (["WORKERS", "3"], "WORKERS: "),
+     (["TRAIN.BATCH_SIZE_PER_GPU", "64"], "now DATA.BATCH_SIZE"), (["TRAIN.LR", "0.1"], "now TRAIN.BASE_LR")],
+)  # fmt: skip
+def test_keys_without_opts_are_checked_as_all_are(words, said):
+    args = parse_args([*CFG, *words])
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(args.cfg, args.opts)
+
+
+@pytest.mark.parametrize(
     ("argv", "words"),
     [([*CFG, "--acumulation-steps", "4"], ["--acumulation-steps", "did you mean --accumulation-steps?"]),
      ([*CFG, "--acumulation-steps=4"], ["--acumulation-steps", "did you mean --accumulation-steps?"]),
@@ -117,6 +143,12 @@ def test_opts_in_every_position():
      ([*CFG, "--zip", "--zip"], ["--zip", "given twice"]),
      ([*CFG, "--disable-amp", "--disable_amp"], ["--disable-amp", "given twice"]),
      ([*CFG, "stray"], ["stray"]),
+     ([*CFG, "--zip", "true"], ["'true'", "after no flag", "no key"]),
+     ([*CFG, "TRAIN.EPOCHS"], ["TRAIN.EPOCHS", "without a value"]),
+     ([*CFG, "MODEL.SHORTCUT.KERNELS", "[3,", "5]"], ["'5]'", "no key"]),
+     ([*CFG, "TRAIN.EPOCHS", "3", "--tga", "x"], ["--tga: unknown flag", "--tag"]),
+     ([*CFG, "SEED", "1", "SEED", "2"], ["SEED is given twice, 1 and 2"]),
+     ([*CFG, "SEED", "1", "--opts", "SEED", "2"], ["SEED is given twice"]),
      (["--datapath", "x"], ["did you mean --data-path?"]),  # before the missing --cfg
      ([*CFG, "--amp-opt-level", "O1"], ["--amp-opt-level", "--amp-dtype"]),
      ([*CFG, "--fused_layernorm"], ["--compile"]),

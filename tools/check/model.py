@@ -88,7 +88,7 @@ def check_gradients(subject):
     dead = [name for name in trained if name not in reached]
     expected = behind_the_class_token(steps, dead)
     unexpected = [name for name in dead if name not in expected]
-    if frozen:
+    if frozen and not subject.config.TRAIN.FREEZE:
         advice = "set requires_grad, if they are to learn"
         findings.append(failed(f"{len(frozen)} tensors are frozen: {listing(frozen, 4)}", advice))
     if unexpected:
