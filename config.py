@@ -80,10 +80,12 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         "torch (plain modules), triton (one GPU operator) or auto (triton on NVIDIA GPUs)",
         must.one_of("auto", "torch", "triton"), free=True, idle=NO_SHORTCUT),
 
-    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder or fake; "
-        "segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes", must.NOT_EMPTY, built=False),
+    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagenet22k, imagefolder "
+        "or fake; segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes", must.NOT_EMPTY, built=False),
     "DATA.DATA_PATH": Key("", "folder that holds the dataset", free=True, kind=file_path,
         idle="the dataset needs no files"),
+    "DATA.EXCLUDE": Key("", "file of classes to leave out of imagenet22k, a WordNet id a line", kind=file_path,
+        built=False, idle="DATA.DATASET is not imagenet22k"),
     "DATA.IMG_SIZE": Key(224, "side in pixels, or [HEIGHT, WIDTH]", must.PIXELS, kind=image_size, built=False),
     "DATA.BATCH_SIZE": Key(128, "images per process and forward pass", must.at_least(1), built=False),
     "DATA.INTERPOLATION": Key("bicubic", "of crops and of the resizing for evaluation",

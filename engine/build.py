@@ -28,7 +28,8 @@ def build(config, world, log, training=True):
     seed_all(config.SEED, "weights")
     model = world.together(task.model)
     if training and config.MODEL.PRETRAINED:
-        world.together(lambda: load_pretrained(model, config.MODEL.PRETRAINED, log=log.info))
+        classes = task.facts().get("classes", ())
+        world.together(lambda: load_pretrained(model, config.MODEL.PRETRAINED, log=log.info, classes=classes))
     for line in task.data.description:
         if training or line.startswith(("data:", "eval:")):
             log.info(line)

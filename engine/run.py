@@ -80,6 +80,8 @@ class Run:
             return True
         self.world.together(lambda: self.world.is_main and self._prepare(path, command, config_text))
         self._describe(path, changes)
+        if self.config.MODEL.PRETRAINED and not path:
+            self._judge_start()
         self.clock = self.saved_at = time.perf_counter()
         return False
 
@@ -171,6 +173,12 @@ class Run:
             log.warning(resume.describe_change(key, old, new))
         if path:
             log.heading(f"resuming from {path}: step {state.progress.step}, {len(self.history)} epochs validated")
+
+    def _judge_start(self):
+        """Say what the weights that the run starts from are worth before the first step."""
+        state = self.state
+        row = evaluate(self.task, self.task.data.val, state.evaluator, self.settings, self.stop, state.eval_runner)
+        self.log.heading(f"before training: val {self.task.describe(row)}")
 
     def wishes(self):
         """This rank's Wishes for the next step: the signal it received, and whether a checkpoint is due after it."""

@@ -66,6 +66,7 @@ def sources_of(config, world, log):
         download=data.DOWNLOAD,
         zip_mode=data.ZIP_MODE,
         cache_mode=data.CACHE_MODE,
+        exclude=data.EXCLUDE,
         rank=world.rank,
         world_size=world.size,
         barrier=world.barrier,

@@ -44,7 +44,7 @@ def check_model(subject):
                        f"multiply-accumulates an image of {height}x{width}{shown}")]  # fmt: skip
     weights, said = subject.config.MODEL.PRETRAINED, []
     if weights:  # as a run loads them, with its errors
-        load_pretrained(subject.new_model(subject.config), weights, log=said.append)
+        load_pretrained(subject.new_model(subject.config), weights, log=said.append, classes=subject.info.class_names)
         findings.append(ok(f"{weights} fits{': ' if said else ''}{'; '.join(said)}"))
     return findings
 
