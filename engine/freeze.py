@@ -34,8 +34,8 @@ def matching(pattern, names):
 
 
 def _near(pattern, names):
-    modules = {part.rpartition(".")[0] for part in names} | {part.partition(".")[0] for part in names}
-    return nearest(pattern.removeprefix("-"), [*names, *modules - {""}])
+    modules = {name[:dot] for name in names for dot, letter in enumerate(name) if letter == "."}
+    return nearest(pattern.removeprefix("-"), [*names, *sorted(modules)])
 
 
 def frozen_parts(module):

@@ -19,9 +19,10 @@ OPTIONS = {"val": 2}  # images of each class to validate on, where there is no v
 
 @cache
 def wordnet_names():
-    """{WordNet id: what it means} of the 21,841 classes, in the order of their labels."""
-    info = ImageNetInfo("imagenet-22k")
-    return dict(zip(info.label_names(), info.label_descriptions(), strict=True))
+    """{WordNet id: what it means} of the 21,841 classes and of n04399382, which ImageNet-1k alone has; sorted, as
+    labels are."""
+    info = ImageNetInfo("imagenet-22k-ms")  # the list that has the one as well
+    return dict(sorted(zip(info.label_names(), info.label_descriptions(), strict=True)))
 
 
 def read_excluded(path):
@@ -45,15 +46,14 @@ def read_excluded(path):
 
 def kept_classes(part, excluded, log):
     """The class folders of a part without the excluded ones. Raises DataError for one that is no class."""
-    names = class_folders(part, log)
+    names = [name for name in class_folders(part, log) if name not in excluded]
     odd = [name for name in names if name not in wordnet_names()]
     if odd:
         near = "" if WORDNET_ID.fullmatch(odd[0]) else " (a WordNet id: n and eight digits)"
         raise DataError(f"{part}: {len(odd)} folders are none of ImageNet-22k's classes: {listing(odd, 3)}{near}")
-    kept = [name for name in names if name not in excluded]
-    if len(kept) < 2:
-        raise DataError(f"{part}: {len(kept)} classes are left without the {len(excluded)} of DATA.EXCLUDE")
-    return kept
+    if len(names) < 2:
+        raise DataError(f"{part}: {len(names)} classes are left without the {len(excluded)} of DATA.EXCLUDE")
+    return names
 
 
 def held_out(labels, count):
@@ -83,8 +83,7 @@ def imagenet22k(request):
     names = kept_classes(part, excluded, request.log)
     _, train = read_part(part, request.log, names)
     info = DatasetInfo("imagenet22k", len(names), tuple(names))
-    first = wordnet_names()[names[0]]
-    request.log(f"imagenet22k: {len(names)} of {len(wordnet_names())} classes ({names[0]} {first}, ...)")
+    request.log(f"imagenet22k: {len(names)} classes, the first one {names[0]} ({wordnet_names()[names[0]]})")
     if (root / "val").is_dir() and not in_root:
         return Sources(train, validation(root / "val", names, excluded, request.log), info)
     kept, held = held_out(train.labels, count)
@@ -99,7 +98,8 @@ def validation(part, names, excluded, log):
     place = {name: label for label, name in enumerate(names)}
     strange = [name for name in own if name not in place]
     if strange:
-        raise DataError(f"{part}: {len(strange)} classes have no images to train on: {listing(strange, 3)}")
+        shown = f"{len(strange)} classes have no images to train on: {listing(strange, 3)}"
+        raise DataError(f"{part}: {shown}; name them in DATA.EXCLUDE")
     _, images = read_part(part, log, own)
     images.labels = np.array([place[name] for name in own])[images.labels]
     return images

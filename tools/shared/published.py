@@ -37,7 +37,10 @@ class Published:
 
 
 def published(config, processes=1):
-    """The Published of a flat configuration ({'MODEL.TYPE': ...}), or None if no table has this model and data."""
+    """The Published of a flat configuration ({'MODEL.TYPE': ...}), or None if no table has this model and data.
+
+    A run is taken to be pre-trained on ImageNet-22k if the path of its MODEL.PRETRAINED says 22k.
+    """
     column = config["DATA.DATASET"].replace("-", "_")  # as the tables call it; other datasets are in none of them
     sizes = {key for key in config if key.startswith("MODEL.ARGS.")} - set(SWITCHES.values())
     if sizes or any(config[key] for key in EXTRAS):
@@ -48,7 +51,7 @@ def published(config, processes=1):
     wanted |= {name: config.get(key, True) for name, key in SWITCHES.items()}  # True is the constructors' default
     wanted["head"] = config["SEG.HEAD"]
     for source, row in rows():
-        found = column in row and row.get("pretrain") != "imagenet22k"
+        found = column in row and (row.get("pretrain") == "imagenet22k") == ("22k" in config["MODEL.PRETRAINED"])
         if found and all(wanted[key] == value for key, value in row["features"].items()):
             return Published(row[column], source, tuple(recipe_differences(config, column, source, processes)))
     return None
