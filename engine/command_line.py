@@ -101,7 +101,12 @@ ELSEWHERE = {  # flags of DeiT, timm, MAE and others that are not a key's name h
     "--wd": "TRAIN.WEIGHT_DECAY",
     "--workers": "DATA.NUM_WORKERS",
 }
-REPLACED = {  # flags of the original repository
+REPLACED = {  # flags of the original repository, and of CvT's run.sh
+    "-g": "use torchrun --nproc_per_node",
+    "--gpus": "use torchrun --nproc_per_node",
+    "-p": "use torchrun --master_port",
+    "-t": "main.py trains, or tests with --eval --resume FILE",
+    "--job-type": "main.py trains, or tests with --eval --resume FILE",
     "--amp-opt-level": "use --disable-amp or --amp-dtype",
     "--fused_window_process": "use --compile",
     "--fused_layernorm": "use --compile",
