@@ -1,18 +1,22 @@
 # make demo: train on an embedded dataset in two minutes.  make test: lint and the whole test suite.
 # make demo-segmentation: the same for segmentation, on images that the project draws, with a picture.
+# make demo-detection: the same with boxes and masks.
 # make quick: lint and the tests to run while writing.
 # All create .venv from the requirements on their first call; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV := .venv
 WORKERS ?= 2
 
-.PHONY: demo demo-segmentation test quick clean
+.PHONY: demo demo-segmentation demo-detection test quick clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m tools.demo
 
 demo-segmentation: $(VENV)/ready
 	$(VENV)/bin/python -m tools.demo_segmentation
+
+demo-detection: $(VENV)/ready
+	$(VENV)/bin/python -m tools.demo_detection
 
 test: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .

@@ -21,8 +21,14 @@ ALONE = "there is one process"
 NO_AUXILIARY = "SEG.AUX_WEIGHT is 0, or TASK is not segmentation"
 NO_AVERAGE = "TRAIN.EMA.ENABLE is false"
 NO_GPU = "the device is no GPU"
+NOT_COCO = "DATA.DATASET is not coco"
 NO_SHORTCUT = "there is no shortcut (MODEL.SHORTCUT.KERNELS is []), or TIED with SPAN 1"
 NO_STEPS = "only LR_SCHEDULER.NAME step decays in epochs"
+NO_DRLOC = "DRLOC.WEIGHT is 0, or TASK is not classification"
+NO_GUIDANCE = "GUIDANCE.TEACHER is empty, or TASK is not classification"
+NO_TEACHER = "DISTILLATION.TEACHER is empty, or TASK is not classification"
+NOT_DINO = "TASK is not dino"
+NOT_DETECTED = "TASK is not detection"
 NOT_ERASED = "AUG.REPROB is 0"
 NOT_MIXED = "neither AUG.MIXUP nor AUG.CUTMIX is on"
 NOT_RESIZED = "AUG.CROP is not resized"
@@ -64,8 +70,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         built=False, kind=file_path),
     "MODEL.RESUME": Key("", "checkpoint to evaluate (--eval) or to continue in a run folder that has none", free=True,
         kind=file_path),
-    "MODEL.INIT": Key("paper", "initial weights: paper (the published code's) or timm", must.one_of("paper", "timm"),
-        idle="this model has its own initial values"),
+    "MODEL.INIT": Key("paper", "initial weights: paper (the published code's), timm; ViT and CaiT: mimetic, impulse",
+        must.one_of("paper", "timm", "mimetic", "impulse"), idle="this model has its own initial values"),
     "MODEL.ARGS": Key(CN(new_allowed=True),
         "constructor keywords of the model in upper case, for instance PATCH_SIZE: 4"),
     "MODEL.SHORTCUT.KERNELS": Key([], "kernel sizes of the parallel depth-wise convolutions; []: the plain backbone",
@@ -79,9 +85,16 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "MODEL.SHORTCUT.IMPL": Key("auto",
         "torch (plain modules), triton (one GPU operator) or auto (triton on NVIDIA GPUs)",
         must.one_of("auto", "torch", "triton"), free=True, idle=NO_SHORTCUT),
+    "MODEL.LOCALITY.TOKENIZER": Key("",
+        "from image to tokens: patch, conv[:kernel=3], spt, sope or i2t[:stem=64]; '': the variant's own"),
+    "MODEL.LOCALITY.ATTENTION": Key("", "how tokens mix: plain, lsa or head_tokens; '': the variant's own"),
+    "MODEL.LOCALITY.FEED_FORWARD": Key("",
+        "after the attention: mlp, leff, daff or localvit[:se=4]; '': the variant's own"),
+    "MODEL.LOCALITY.BLOCK": Key("", "form of a block: plain (pre-norm), cct or localvit; '': the variant's own"),
 
     "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagenet22k, imagefolder "
-        "or fake; segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes", must.NOT_EMPTY, built=False),
+        "or fake; segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes; "
+        "detection: coco or detection_shapes", must.NOT_EMPTY, built=False),
     "DATA.DATA_PATH": Key("", "folder that holds the dataset", free=True, kind=file_path,
         idle="the dataset needs no files"),
     "DATA.EXCLUDE": Key("", "file of classes to leave out of imagenet22k, a WordNet id a line", kind=file_path,
@@ -126,6 +139,35 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "DATA.REDUCE_ZERO_LABEL": Key(False, "0 in label files stands for no class, 1 for the first one", built=False,
         idle=NOT_SEGMENTED),
 
+    "DATA.TRAIN_JSON": Key("annotations/instances_train2017.json", "coco: annotations to train on, below DATA_PATH",
+        built=False, idle=NOT_COCO),
+    "DATA.VAL_JSON": Key("annotations/instances_val2017.json", "coco: annotations to evaluate on, likewise",
+        built=False, idle=NOT_COCO),
+    "DATA.TRAIN_IMAGES": Key("train2017", "coco: folder of the images that TRAIN_JSON names, likewise",
+        built=False, idle=NOT_COCO),
+    "DATA.VAL_IMAGES": Key("val2017", "coco: folder of the images that VAL_JSON names, likewise",
+        built=False, idle=NOT_COCO),
+
+    "DET.HEAD": Key("mask_rcnn", "mask_rcnn, cascade_mask_rcnn, or without masks faster_rcnn, cascade_rcnn",
+        must.NOT_EMPTY, idle=NOT_DETECTED),
+    "DET.ARGS": Key(CN(new_allowed=True), "fields of tasks.detection.settings.Settings in upper case: widths, anchors, "
+        "samplers, thresholds; for instance ROI_SAMPLES: 128", idle=NOT_DETECTED),
+    "DET.POLICY": Key("resize", "images in training: resize, crop (or so in half of them) or jitter (large-scale)",
+        must.one_of("resize", "crop", "jitter"), idle=NOT_DETECTED),
+    "DET.SCALES": Key([480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+        "resize, crop: short sides in training, drawn for each image", must.SIDES, kind=int, idle=NOT_DETECTED),
+    "DET.MAX_SIZE": Key(1333, "limit of the long side; jitter: side of the square that images are cropped to",
+        must.at_least(1), idle=NOT_DETECTED),
+    "DET.TEST_SIZE": Key(800, "short side in evaluation", must.at_least(1), idle=NOT_DETECTED),
+    "DET.CROP_SCALES": Key([400, 500, 600], "crop: short sides before the crop", must.SIDES, kind=int,
+        idle=NOT_DETECTED),
+    "DET.CROP_SIZES": Key([384, 600], "crop: [MIN, MAX] of its height and of its width", must.RANGE, kind=int,
+        idle=NOT_DETECTED),
+    "DET.JITTER": Key([0.1, 2.0], "jitter: [MIN, MAX] factor of the image fitted within MAX_SIZE", must.RATIOS,
+        idle=NOT_DETECTED),
+    "DET.MASK_AREA": Key("mask", "what counts a found mask as small, medium or large: mask (COCO), box (mmdet 2.11)",
+        must.one_of("mask", "box"), idle=NOT_DETECTED),
+
     "SEG.HEAD": Key("upernet", "upernet or mlp (SegFormer's, for small data and CPUs)",
         must.NOT_EMPTY, idle=NOT_SEGMENTED),
     "SEG.CHANNELS": Key(512, "width of the head", must.at_least(1), idle=NOT_SEGMENTED),
@@ -147,6 +189,67 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "SEG.PHOTOMETRIC": Key(True, "distort brightness, contrast, saturation and hue in training",
         idle=NOT_SEGMENTED),
 
+    "DRLOC.WEIGHT": Key(0.0, "weight of dense relative localisation (published: Swin 0.5, T2T and CvT 0.1); 0: off",
+        must.at_least(0), idle="TASK is not classification", built=False),
+    "DRLOC.MODE": Key("l1", "l1, ce (classes) or cbr (cycle-back regression)", must.one_of("l1", "ce", "cbr"),
+        idle=NO_DRLOC, built=False),
+    "DRLOC.PAIRS": Key(64, "pairs of places an image", must.at_least(1), idle=NO_DRLOC, built=False),
+    "DRLOC.ABSOLUTE": Key(True, "guess |a - b|; False: the signed difference", idle=NO_DRLOC, built=False),
+    "DRLOC.UNIT": Key("cells",
+        "of l1: cells of the grid (the published runs), side (divided by the grid's, as in the paper) or span",
+        must.one_of("cells", "side", "span"), idle=f"DRLOC.MODE is not l1, {NO_DRLOC}", built=False),
+    "DRLOC.POOL": Key(False, "average the map to half its size first (published: 14x14 maps)", idle=NO_DRLOC,
+        built=False),
+    "DRLOC.WARMUP_EPOCHS": Key(20.0, "epochs in which the weight rises from 0, before it falls to 0 again",
+        must.at_least(0), idle=NO_DRLOC, built=False),
+    "GUIDANCE.TEACHER": Key("", "locality guidance by a CNN: a checkpoint of a run, or timm/<name>; '': off",
+        kind=file_path, idle="TASK is not classification", built=False),
+    "GUIDANCE.TEACHER_WEIGHTS": Key("", "file with the weights of timm/<name>; '': timm's own", kind=file_path,
+        idle=NO_GUIDANCE, built=False),
+    "GUIDANCE.WEIGHT": Key(2.5, "of its loss", must.at_least(0), idle=NO_GUIDANCE, built=False),
+    "GUIDANCE.LEVELS": Key([], "levels of the model that are guided; []: evenly spaced ones, up to three", kind=int,
+        idle=NO_GUIDANCE, built=False),
+    "GUIDANCE.TEACHER_LEVELS": Key([], "levels of the teacher; []: as many of its last ones", kind=int,
+        idle=NO_GUIDANCE, built=False),
+    "GUIDANCE.BATCH_STATISTICS": Key(True,
+        "the teacher's BatchNorm takes the batch's statistics (published: it was left in training mode)",
+        idle=NO_GUIDANCE, built=False),
+    "DISTILLATION.TEACHER": Key("", "a checkpoint of a run, or timm/<name>; '': no distillation", kind=file_path,
+        idle="TASK is not classification", built=False),
+    "DISTILLATION.TEACHER_WEIGHTS": Key("", "file with the weights of timm/<name>; '': timm's own", kind=file_path,
+        idle=NO_TEACHER, built=False),
+    "DISTILLATION.KIND": Key("hard", "hard (the teacher's decision) or soft (its probabilities)",
+        must.one_of("hard", "soft"), idle=NO_TEACHER, built=False),
+    "DISTILLATION.ALPHA": Key(0.5, "share of the teacher in the loss", must.PROBABILITY, idle=NO_TEACHER, built=False),
+    "DISTILLATION.TAU": Key(1.0, "temperature of soft distillation", must.at_least(must.SMALLEST),
+        idle=f"DISTILLATION.KIND is hard, {NO_TEACHER}", built=False),
+    "DISTILLATION.DIVIDE_BY": Key("elements",
+        "soft: the summed divergence, by images times classes (DeiT's code) or by images (its paper)",
+        must.one_of("elements", "images"), idle=f"DISTILLATION.KIND is hard, {NO_TEACHER}", built=False),
+
+    "DINO.OUT_DIM": Key(1024, "outputs of the projection head (arXiv 2210.07240; 65536 for ImageNet)", must.at_least(2),
+        idle=NOT_DINO, built=False),
+    "DINO.LOCAL_CROPS": Key(8, "local crops an image, beside the two global ones", must.at_least(0), idle=NOT_DINO,
+        built=False),
+    "DINO.LOCAL_SIZE": Key(0, "side of a local crop in pixels; 0: half of DATA.IMG_SIZE", must.at_least(0),
+        idle=NOT_DINO, built=False),
+    "DINO.GLOBAL_SCALE": Key([0.7, 1.0], "area of a global crop, as a fraction of the image (Tiny-ImageNet: [0.5, 1])",
+        must.AREAS, idle=NOT_DINO, built=False),
+    "DINO.LOCAL_SCALE": Key([0.2, 0.5], "area of a local crop (Tiny-ImageNet: [0.2, 0.4])", must.AREAS, idle=NOT_DINO,
+        built=False),
+    "DINO.MOMENTUM": Key(0.996, "of the teacher at the start; it rises to 1 along a cosine", must.PROBABILITY,
+        idle=NOT_DINO, built=False),
+    "DINO.TEACHER_TEMP": Key(0.07, "temperature of the teacher after WARMUP_EPOCHS", must.at_least(must.SMALLEST),
+        idle=NOT_DINO, built=False),
+    "DINO.WARMUP_TEACHER_TEMP": Key(0.04, "its temperature at the start, from where it rises linearly",
+        must.at_least(must.SMALLEST), idle=NOT_DINO, built=False),
+    "DINO.WARMUP_EPOCHS": Key(10, "epochs in which the teacher's temperature rises", must.at_least(0), idle=NOT_DINO,
+        built=False),
+    "DINO.FREEZE_EPOCHS": Key(1, "first epochs in which the last layer of the head stays as it is", must.at_least(0),
+        idle=NOT_DINO, built=False),
+
+    "AUG.REPEATS": Key(1, "repeated augmentation: how often an image comes in a batch, augmented anew each time; an "
+        "epoch then sees one image in so many", must.at_least(1), built=False),
     "AUG.RESIZE_FIRST": Key(False,
         "resize images smaller than IMG_SIZE to it (bilinear) before the crop: the paper's recipe"),
     "AUG.CROP": Key("resized", "resized (random area and ratio), padded (zero padding 4*size/32, random crop) or none",
@@ -173,7 +276,9 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "AUG.MIXUP_MODE": Key("batch", "one draw per batch, pair (of images) or elem (image)",
         must.one_of("batch", "pair", "elem"), idle=NOT_MIXED),
 
-    "TRAIN.EPOCHS": Key(300, "passes over the training set, warm-up included", must.at_least(1), built=False),
+    "TRAIN.EPOCHS": Key(300, "epochs, warm-up included: passes over the training set", must.at_least(1), built=False),
+    "TRAIN.PASSES_PER_EPOCH": Key(1, "passes over the training set that count as one epoch", must.at_least(1),
+        built=False),
     "TRAIN.STEPS": Key(0, "optimizer steps of the whole training instead of EPOCHS; 0: EPOCHS counts",
         must.at_least(0), built=False),
     "TRAIN.WARMUP_EPOCHS": Key(20.0, "epochs (fractions allowed) of linear rise from WARMUP_LR to the base rate",
@@ -210,6 +315,8 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "TRAIN.LR_SCHEDULER.POWER": Key(1.0, "poly: of the share of steps that are left, counted from the first one",
         must.at_least(0), idle="only LR_SCHEDULER.NAME poly has a power"),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": Key(30, "step: epochs between two decays", must.at_least(1), idle=NO_STEPS),
+    "TRAIN.LR_SCHEDULER.MULTISTEPS": Key([], "step: epochs after which it decays; []: every DECAY_EPOCHS", must.RISING,
+        kind=float, idle=NO_STEPS),
     "TRAIN.LR_SCHEDULER.DECAY_RATE": Key(0.1, "step: factor of one decay", must.PROBABILITY, idle=NO_STEPS),
     "TRAIN.OPTIMIZER.NAME": Key("adamw", "any optimizer of timm: adamw, sgd, lamb, ...", built=False),
     "TRAIN.OPTIMIZER.EPS": Key(1e-8, "added to Adam's denominator", must.at_least(0), idle=OTHER_OPTIMIZER),

@@ -12,8 +12,8 @@ SHAPES = {  # what is left of the way from base_lr down to min_lr; `progress` ru
     "cosine": lambda progress, **_: 0.5 * (1.0 + math.cos(math.pi * progress)),
     "linear": lambda progress, **_: 1.0 - progress,
     "constant": lambda progress, **_: 1.0,
-    # whole `decay_steps` passed, counted from the first step
-    "step": lambda progress, *, step, decay_steps, decay_rate, **_: decay_rate ** (step // decay_steps),
+    # decays passed: at every step of `milestones`, or every `decay_steps`, counted from the first step
+    "step": lambda progress, *, passed, decay_rate, **_: decay_rate**passed,
     # counted from the first step, so that it falls during the warm-up already, as in mmcv
     "poly": lambda progress, *, done, power, **_: (1.0 - done) ** power,
 }
@@ -36,6 +36,7 @@ class Schedule:
     warmup_lr: float = 0.0
     min_lr: float = 0.0
     decay_steps: int = 1
+    milestones: tuple = ()  # steps of the decays, instead of every `decay_steps`
     decay_rate: float = 0.1
     power: float = 1.0
 
@@ -50,9 +51,9 @@ class Schedule:
         """Learning rate of `step` without the warm-up."""
         remaining = max(1, self.total_steps - self.warmup_steps)
         progress = min(1.0, (step - self.warmup_steps) / remaining)
-        decay = {"step": step, "decay_steps": self.decay_steps, "decay_rate": self.decay_rate}
+        passed = sum(step >= at for at in self.milestones) if self.milestones else step // self.decay_steps
         done = min(1.0, step / self.total_steps)
-        shape = SHAPES[self.name](progress, done=done, power=self.power, **decay)
+        shape = SHAPES[self.name](progress, done=done, power=self.power, passed=passed, decay_rate=self.decay_rate)
         return self.min_lr + (self.base_lr - self.min_lr) * shape
 
     def apply(self, optimizer, step):
@@ -89,6 +90,7 @@ def build_scheduler(config, steps_per_epoch, global_batch):
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         decay_steps=max(1, round(train.LR_SCHEDULER.DECAY_EPOCHS * steps_per_epoch)),
+        milestones=tuple(round(epoch * steps_per_epoch) for epoch in train.LR_SCHEDULER.MULTISTEPS),
         decay_rate=train.LR_SCHEDULER.DECAY_RATE,
         power=train.LR_SCHEDULER.POWER,
     )

@@ -16,10 +16,14 @@ def is_exempt(name, parameter, exemptions):
     return any(piece in name for piece in exemptions if piece != ONE_DIMENSIONAL)
 
 
-def parameter_groups(model, weight_decay, exemptions):
-    """Two groups, decayed and exempt, each with the names of its parameters under 'names'."""
+def parameter_groups(model, weight_decay, exemptions, extra=None):
+    """Two groups, decayed and exempt, each with the names of its parameters under 'names'.
+
+    extra: a module beside the model that is trained with it; its names begin with 'extra.'.
+    """
     decayed, exempt = [], []
-    for name, parameter in model.named_parameters():
+    beside = extra.named_parameters(prefix="extra") if extra is not None else ()
+    for name, parameter in (*model.named_parameters(), *beside):
         if parameter.requires_grad:
             (exempt if is_exempt(name, parameter, exemptions) else decayed).append((name, parameter))
     groups = []
@@ -61,9 +65,9 @@ def scaled_by_depth(groups, scales):
     return sorted(split.values(), key=lambda group: -group["lr_scale"])
 
 
-def build_optimizer(config, model, lr):
+def build_optimizer(config, model, lr, extra=None):
     """The optimizer named by TRAIN.OPTIMIZER.NAME over `parameter_groups`; options that it does not know are left out.
-    Raises ConfigError if it cannot be used here.
+    Raises ConfigError if it cannot be used here. extra: see `parameter_groups`.
 
     On CUDA the fused form of AdamW is taken: it can skip a step by a flag on the device, without a wait.
     """
@@ -80,7 +84,7 @@ def build_optimizer(config, model, lr):
         options["betas"] = tuple(settings.BETAS)
     if settings.NAME == "adamw" and next(model.parameters()).is_cuda:
         options["fused"] = True
-    groups = parameter_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.NO_WEIGHT_DECAY)
+    groups = parameter_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.NO_WEIGHT_DECAY, extra)
     if config.TRAIN.LAYER_DECAY != 1:
         groups = scaled_by_depth(groups, layer_scales(model, config.TRAIN.LAYER_DECAY))
     options |= {"weight_decay": config.TRAIN.WEIGHT_DECAY, "momentum": settings.MOMENTUM}

@@ -98,7 +98,9 @@ def run(argv):
     flags = {
         "--seeds": {"type": int, "nargs": "+", "default": [0, 1, 2], "metavar": "N"},
         "--paths": {
-            "nargs": "+", "metavar": "NAME", "help": f"of {', '.join(PATHS['cuda'])}; the first is the reference"
+            "nargs": "+",
+            "metavar": "NAME",
+            "help": f"of {', '.join(PATHS['cuda'])}; the first is the reference",
         },
         "--runs": {"default": "output/accuracy", "metavar": "DIR", "help": "where the run folders are kept"},
     }

@@ -63,6 +63,29 @@ SAVE: {STEPS: 2, EPOCHS: 1, KEEP: 1}
 DEVICE: cpu
 TENSORBOARD: false
 """,
+    "detection": """
+TASK: detection
+MODEL:
+  TYPE: dwnet_tiny
+  ARGS: {DIM: 8, DEPTHS: [1, 1, 1, 1]}
+  DROP_PATH_RATE: 0.2
+  SHORTCUT: {KERNELS: [3]}
+DET:
+  HEAD: cascade_mask_rcnn
+  ARGS: {CHANNELS: 8, FC_CHANNELS: 8, CONV_CHANNELS: 8, MASK_CHANNELS: 8, RPN_CANDIDATES: [40, 20],
+         RPN_PROPOSALS: [30, 15], ROI_SAMPLES: 12, RPN_SAMPLES: 24, DETECTIONS: 8, SCORE_THRESHOLD: 0.01}
+  POLICY: crop
+  SCALES: [32, 48]
+  MAX_SIZE: 80
+  TEST_SIZE: 48
+  CROP_SCALES: [40]
+  CROP_SIZES: [8, 40]
+DATA: {DATASET: 'detection_shapes:train=26,val=7', IMG_SIZE: [48, 64], BATCH_SIZE: 4, NUM_WORKERS: 0}
+TRAIN: {EPOCHS: 3, WARMUP_EPOCHS: 0.5, BASE_LR: 3.0e-3, ACCUMULATION_STEPS: 2, EMA: {ENABLE: true, DECAY: 0.9}}
+SAVE: {STEPS: 2, EPOCHS: 1, KEEP: 1}
+DEVICE: cpu
+TENSORBOARD: false
+""",
 }
 RANKS = (1, 2)  # processes of a run
 ANY_END = {0, 69, 77, -signal.SIGKILL}  # done before, cannot join, another is gone, ended by the launcher

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from data.mixing import HostBatch
 from data.samplers import EvalShare
-from data.samples import bad_image_limit, collate
+from data.samples import bad_image_limit, collate, stacked
 from data.workers import InHand, WorkerSignals, cause, with_remedy, worker_failure
 from utils.errors import DataError, HangError, RunError
 
@@ -35,9 +35,10 @@ class BatchReader:
     """A DataLoader that is given its batches for every pass and whose failures are errors of one line.
 
     `timeout` is in seconds and holds for worker processes only. Workers live from the first pass to the end.
+    `stack` makes a batch of images and labels (data/samples.py).
     """
 
-    def __init__(self, samples, num_workers=0, timeout=0, pin_memory=False, log=print):
+    def __init__(self, samples, num_workers=0, timeout=0, pin_memory=False, log=print, stack=stacked):
         self.samples, self.timeout, self.log, self.remarked = samples, timeout, log, set()
         self.signals, self.plan, self.processes = WorkerSignals(), Plan(), None
         self.in_hand = InHand(samples, num_workers) if num_workers else samples
@@ -45,7 +46,7 @@ class BatchReader:
             self.in_hand,
             batch_sampler=self.plan,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=partial(collate, stack=stack),
             pin_memory=pin_memory,
             timeout=timeout if num_workers else 0,
             worker_init_fn=self.signals,
@@ -130,7 +131,8 @@ class TrainLoader:
 
         def where(number):
             keys = next(self.sampler.batches(epoch, start + number))
-            return f"epoch {epoch}, micro-batch {start + number}, from {self.samples.images.name(keys[0][1])} on"
+            first = keys[0][1] % len(self.samples)
+            return f"epoch {epoch}, micro-batch {start + number}, from {self.samples.images.name(first)} on"
 
         for batch in self.reader.read(self.sampler.batches(epoch, start), where):
             self.count(batch.left_out)

@@ -24,7 +24,8 @@ class Reading:
     """How the images of a run are read, on either path.
 
     `batch_size` is that of one of `world_size` processes; `skip_bad` lets the next image take the place of a training
-    image that cannot be read; `options` are the keywords of BatchReader: num_workers, timeout, pin_memory, log.
+    image that cannot be read; `options` are the keywords of BatchReader: num_workers, timeout, pin_memory, log;
+    `repeats` and `passes` are those of data.samplers.TrainBatches.
     """
 
     seed: int
@@ -33,6 +34,8 @@ class Reading:
     world_size: int
     skip_bad: bool
     options: dict
+    repeats: int = 1
+    passes: int = 1
 
     @property
     def share(self):
@@ -41,7 +44,8 @@ class Reading:
 
     def sampler(self, images):
         """Which training images come when. Raises ConfigError if there are fewer than a batch."""
-        return TrainBatches(len(images), self.batch_size, self.rank, self.world_size, self.seed)
+        place = self.batch_size, self.rank, self.world_size, self.seed
+        return TrainBatches(len(images), *place, repeats=self.repeats, passes=self.passes)
 
 
 class CpuLoaders:

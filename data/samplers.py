@@ -7,6 +7,8 @@ import numpy as np
 from utils.errors import ConfigError, DataError
 from utils.seed import derive_seed
 
+ROUND = 256  # images: what timm rounds down to where it repeats augmentations
+
 
 def random_state(*keys):
     """NumPy's frozen legacy generator (its streams never change between versions), seeded by `keys`."""
@@ -24,29 +26,55 @@ class TrainBatches:
 
     Global micro-batch b of an epoch is order[b * G : (b + 1) * G] with G = world_size * batch_size, and process r takes
     the r-th `batch_size` of it, so 1 process x 2B and 2 processes x B see the same global batches in the same order.
-    What is left at the end of an epoch and does not fill a global batch is dropped.
+    What is left at the end of a pass and does not fill a global batch is dropped.
+
+    Two things go by the name of repeated augmentation:
+    repeats: the real one (arXiv 1902.05509, as timm's RepeatAugSampler has it). Every image comes `repeats` times in a
+    row, each time augmented differently and on another process while there are as many; an epoch ends after as many
+    images as the set has, rounded down to a multiple of ROUND, so it sees a `repeats`-th of them.
+    passes: an epoch is so many passes over the set, each in an order of its own (the sampler of arXiv 2112.13492's code
+    with its "3 repetitions").
+    The n-th time that image i comes in an epoch it has the number n * size + i, by which its augmentation is drawn.
     """
 
-    def __init__(self, size, batch_size, rank, world_size, seed):
+    def __init__(self, size, batch_size, rank, world_size, seed, *, repeats=1, passes=1):
         self.size, self.batch_size, self.rank, self.world_size, self.seed = size, batch_size, rank, world_size, seed
-        self.per_epoch = size // (batch_size * world_size)
+        self.repeats, self.passes = repeats, passes
+        counted = (size // ROUND * ROUND or size) if repeats > 1 else size
+        self.per_pass = counted // (batch_size * world_size)
+        self.per_epoch = passes * self.per_pass
         if not self.per_epoch:
             raise ConfigError(
                 f"DATA.BATCH_SIZE: {batch_size} x {world_size} processes is more than the {size} training images; "
                 f"at most {size // world_size}"
             )
 
+    def order(self, number):
+        """The image indices of a pass in their order, int64 (size,)."""
+        return epoch_order(self.size, self.seed, number)
+
+    def numbers(self, epoch, passed):
+        """What comes in a pass of an epoch, in order: int64 array of shape (size * repeats,)."""
+        order = self.order(epoch * self.passes + passed).repeat(self.repeats)
+        times = passed * self.repeats + np.arange(len(order)) % self.repeats
+        return times * self.size + order
+
     def indices(self, epoch, start=0):
-        """Lists of image indices, from micro-batch `start` of the epoch on."""
-        order = epoch_order(self.size, self.seed, epoch)
-        for number in range(start, self.per_epoch):
-            first = (number * self.world_size + self.rank) * self.batch_size
-            yield order[first : first + self.batch_size].tolist()
+        """Lists of numbers of images, from micro-batch `start` of the epoch on."""
+        share = self.batch_size * self.world_size
+        for passed in range(start // self.per_pass, self.passes):
+            numbers = self.numbers(epoch, passed)
+            for batch in range(max(0, start - passed * self.per_pass), self.per_pass):
+                together = numbers[batch * share : (batch + 1) * share]
+                if self.repeats > 1:  # the copies of an image on different processes
+                    yield together[self.rank :: self.world_size].tolist()
+                else:
+                    yield together[self.rank * self.batch_size : (self.rank + 1) * self.batch_size].tolist()
 
     def batches(self, epoch, start=0):
-        """The same as lists of keys (epoch, index)."""
-        for indices in self.indices(epoch, start):
-            yield [(epoch, index) for index in indices]
+        """The same as lists of keys (epoch, number)."""
+        for numbers in self.indices(epoch, start):
+            yield [(epoch, number) for number in numbers]
 
     def check_start(self, start):
         """Raise ValueError unless an epoch can begin at micro-batch `start`."""

@@ -30,12 +30,20 @@ class Batch(NamedTuple):
     notes: list
 
 
-def collate(samples):
-    """A Batch, or the first error among the samples."""
+def stacked(images, labels):
+    """(images (B, 3, H, W), labels (B, ...)) of lists of tensors, all of one size, and of labels."""
+    return default_collate(images), default_collate(labels)
+
+
+def collate(samples, stack=stacked):
+    """A Batch, or the first error among the samples.
+
+    stack: lists of their images and of their labels -> what a batch has of each.
+    """
     for sample in samples:
         if isinstance(sample, RunError):
             return sample
-    images, labels = (default_collate([sample[place] for sample in samples]) for place in (0, 1))
+    images, labels = stack([sample.image for sample in samples], [sample.label for sample in samples])
     left_out = [item for sample in samples for item in sample.left_out]
     notes = [item for sample in samples for item in sample.notes]
     return Batch(images, labels, left_out, notes)
@@ -72,7 +80,9 @@ class EvalSamples(Dataset):
 
 
 class TrainSamples(EvalSamples):
-    """Augmented training images by key (epoch, index); what is drawn depends on (seed, epoch, index) alone.
+    """Augmented training images by key (epoch, number); what is drawn depends on (seed, epoch, number) alone.
+
+    The number is the image's index, plus the size of the set for each time that the image came in the epoch before.
 
     With `skip_bad` an image that cannot be read is replaced by the next one by index, the same way in every run and on
     every process, so that no batch changes its size. Otherwise it is an error.
@@ -84,17 +94,17 @@ class TrainSamples(EvalSamples):
         self.attempts = min(len(images), bad_image_limit(len(images)) + 1) if skip_bad else 1
 
     def __getitem__(self, key):
-        epoch, index = key
+        epoch, number = key
         left_out, notes = [], []
         try:
-            example = self.read(index, left_out, notes)
+            example = self.read(number % len(self.images), left_out, notes)
         except RunError as error:
             return error
-        return Sample(*self.augment(*example, epoch, index), left_out, notes)
+        return Sample(*self.augment(*example, epoch, number), left_out, notes)
 
-    def augment(self, image, label, epoch, index):
+    def augment(self, image, label, epoch, number):
         """(tensor, label) of a PIL image and its label."""
-        keys = self.seed, "augment", epoch, index
+        keys = self.seed, "augment", epoch, number
         if get_worker_info():  # nobody reads a worker's generators afterwards, and restoring is most of the cost
             seed_host(*keys)
             return self.transformed(image, label)

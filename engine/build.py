@@ -67,7 +67,8 @@ def build_state(config, world, task, model):
         ema = ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY, use_warmup=config.TRAIN.EMA.WARMUP)
     frozen = world.together(lambda: freeze(model, config.TRAIN.FREEZE))
     statistics = RunningStatistics(model, without=frozen)
-    runner = compiled(task.learner(model), config, world)
+    learner = world.together(lambda: task.learner(model))
+    runner = compiled(learner, config, world)
     if world.size > 1:
         runner = distribute(runner, world.device)
     per_epoch = steps_per_epoch(task.data.train.batches_per_epoch, config.TRAIN.ACCUMULATION_STEPS)
@@ -77,10 +78,11 @@ def build_state(config, world, task, model):
     return TrainState(
         model=model,
         frozen=frozen,
+        learner=learner,
         runner=runner,
         evaluator=evaluator,
         eval_runner=compiled(evaluator, config, world) if task.one_size else evaluator,
-        optimizer=build_optimizer(config, model, schedule.base_lr),
+        optimizer=build_optimizer(config, model, schedule.base_lr, getattr(learner, "extra", None)),
         schedule=schedule,
         statistics=statistics,
         sync=StepSync(world, statistics, average_statistics=not sync_bn),

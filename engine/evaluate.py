@@ -6,12 +6,13 @@ from engine.build import build, build_settings, compiled
 from engine.resume import load_for_evaluation
 from engine.sync import Wishes, next_batch
 from utils.errors import Interrupted
+from utils.run_folder import RunFolder
 from utils.signals import STOP_SIGNALS, StopSignals
 
 
 @torch.inference_mode()
 def evaluate(task, loader, model, settings, stop, runner=None):
-    """The row of the task's meter over the whole set: every image once, whatever the number of ranks.
+    """The row of the task's meter over the whole set: every image once, whatever the number of ranks; see Task.meter.
 
     `runner`: the compiled form of `model`, called for batches of the first one's size; the last one may be smaller and
     is not worth a compilation of its own. `stop`: StopSignals.
@@ -50,3 +51,12 @@ def evaluate_checkpoint(config, world, log):
             if loader is not None:
                 row = evaluate(task, loader, model, settings, stop, runner)
                 log.heading(f"{name}: {task.describe(row)}")
+                world.together(lambda name=name, row=row: keep_results(config, row, name, log))
+
+
+def keep_results(config, row, name, log):
+    """Write the results that a row brings, if any, into the run folder. Raises StorageError or OutputError."""
+    results, folder = row.pop("results", None), RunFolder.of(config)
+    if results is not None:
+        folder.create()
+        log.info(f"results: {folder.write_results(name, results)}")

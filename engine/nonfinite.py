@@ -13,14 +13,17 @@ def refuse(state, task, settings, refused, losses_of):
     refused: (step, its micro-batches); losses_of: engine.train.micro_losses. All ranks call it.
     """
     (step, group), world, before = refused, settings.world, state.statistics.snapshot()
-    learner, found = task.learner(state.model), []
+    learner, found = state.learner, []
+    # Where the model itself is not trained (a teacher that follows), what is trained stands beside it.
+    watched = state.model if any(p.requires_grad for p in state.model.parameters()) else learner
     for micro, batch in enumerate(group):
         inputs = task.inputs(batch, (settings.seed, step, micro, world.rank), world.device, settings.amp_dtype)
-        if not all(torch.isfinite(entry).all() for entry in inputs if entry.is_floating_point()):
+        tensors = (entry for entry in inputs if isinstance(entry, torch.Tensor) and entry.is_floating_point())
+        if not all(torch.isfinite(tensor).all() for tensor in tensors):
             found.append((1, 0, "input images"))
         found.append(
             first_bad_module(
-                state.model,
+                watched,
                 lambda place=(step, micro), b=batch: losses_of(state, task, settings, place, b, learner)[0],
                 anywhere=lambda bad: any(world.gather(bad)),
             )

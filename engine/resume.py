@@ -36,6 +36,7 @@ def to_payload(state, config, facts, world, per_epoch):
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict() if state.scaler else None,
         "progress": asdict(state.progress),
+        **({"extra": state.extra.state_dict()} if state.extra is not None else {}),
     }
 
 
@@ -58,6 +59,8 @@ def restore(state, payload, path, per_epoch):
     load_exact(state.model, payload["model"], path)
     if state.ema:
         load_exact(state.ema.module, payload["ema"] or payload["model"], path)
+    if state.extra is not None:
+        load_exact(state.extra, payload.get("extra", {}), path)
     continue_from(state.optimizer, payload["optimizer"], path)
     if state.scaler and payload["scaler"]:
         state.scaler.load_state_dict(payload["scaler"])

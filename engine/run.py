@@ -220,7 +220,7 @@ class Run:
 
     def finish_epoch(self, epoch, losses, rate, result):
         """Record a validated epoch: metrics, checkpoints, one line. `losses`, `rate`: of training; `result`: a row."""
-        progress = self.state.progress
+        progress, results = self.state.progress, result.pop("results", None)
         self._count_time()
         seconds = progress.seconds - sum(row["seconds"] for row in self.history)  # of all starts of this epoch
         row = {
@@ -235,14 +235,19 @@ class Run:
         progress.close_epoch(row)
         best = self.best()
         if self.world.is_main:
+            if results is not None:  # before the checkpoints: a run that is killed here judges this epoch again
+                self.folder.write_results("last", results)
+                if best is row:
+                    self.folder.write_results("best", results)
             self._save_epoch()
             self.folder.write_metrics(self.history)
         self.saved_step, self.saved_at = progress.step, time.perf_counter()
         self.log.scalars(row, epoch)
         parts = "".join(f"  {name} {value:.4f}" for name, value in losses.items() if name != "loss")
+        judged = f"val loss {result['loss']:.4f}  " if "loss" in result else ""
         self.log.info(
             f"epoch {row['epoch'] + 1}/{self.passes}  train loss {losses['loss']:.4f}{parts}  "
-            f"val loss {result['loss']:.4f}  val {self.say(row)}  best {self.say(best)} in epoch {best['epoch'] + 1}  "
+            f"{judged}val {self.say(row)}  best {self.say(best)} in epoch {best['epoch'] + 1}  "
             f"{rate:.0f} img/s  {seconds:.1f} s"
         )
 
@@ -281,4 +286,8 @@ class Run:
         payload = self.world.together(lambda: checkpoint.load(self.folder.checkpoints / checkpoint.BEST))
         weights = resume.choose_weights(payload, self.config.TEST.WEIGHTS, checkpoint.BEST)
         load_exact(self.state.model, weights, checkpoint.BEST)
-        return evaluate(self.task, self.task.data.test, self.state.model, self.settings, self.stop)
+        row = evaluate(self.task, self.task.data.test, self.state.model, self.settings, self.stop)
+        results = row.pop("results", None)
+        if results is not None:
+            self.folder.write_results("test", results)
+        return row

@@ -69,7 +69,8 @@ def draw_curves(history, headline, path, title):
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     loss, score, rate = figure.subplots(1, 3)
     loss.plot(epochs, [row["train_loss"] for row in history], color="#0072B2", label="training")
-    loss.plot(epochs, [row["val_loss"] for row in history], color="#D55E00", label="validation")
+    if "val_loss" in history[0]:
+        loss.plot(epochs, [row["val_loss"] for row in history], color="#D55E00", label="validation")
     loss.legend()
     score.plot(epochs, [row[headline.column] for row in history], color="#009E73")
     rate.plot(epochs, [row["lr"] for row in history], color="#555555")

@@ -79,7 +79,7 @@ class Progress:
 class TrainState:
     """The things that training changes.
 
-    `runner(*inputs)` gives the losses: the task's learner around `model`, possibly compiled, possibly inside DDP.
+    `runner(*inputs)` gives the losses: the task's `learner` around `model`, possibly compiled, possibly inside DDP.
     `evaluator` is the module whose figures are reported (the EMA's where there is one), `eval_runner` the same as it
     is called for whole batches, possibly compiled.
     """
@@ -94,8 +94,14 @@ class TrainState:
     eval_runner: nn.Module | None = None
     scaler: object = None  # GradScaler, with float16 only
     ema: object = None
+    learner: nn.Module | None = None
     frozen: list = field(default_factory=list)  # modules of the model that stay in evaluation mode (engine/freeze.py)
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def extra(self):
+        """The learner's module of what is there for training alone, or None (tasks/base.py)."""
+        return getattr(self.learner, "extra", None)
 
     def train_mode(self):
         """Training mode for all that is trained."""
@@ -175,6 +181,8 @@ def update(state, parameters, finite, grad_norm, settings):
         state.scaler.update()
     if state.ema is not None:  # also towards the weights that a refused step left as they were, on every device alike
         state.ema.update(state.model, step=state.progress.step)
+    if hasattr(state.learner, "after_step"):
+        state.learner.after_step(state.progress.step, finite)
 
 
 def train_step(state, task, settings, group, wishes):

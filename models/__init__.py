@@ -4,7 +4,8 @@ Besides these variants, `create('timm/<name>', ...)` takes any model of timm. Im
 variants in timm's registry, see models.timm_models.registry.
 """
 
-from models import vit, cait, cvt, dwnet, swin  # noqa: F401, I001  (importing a file registers its variants)
+# Importing a file registers its variants.
+from models import vit, cct, cait, cvt, dwnet, hybrid_vit, nest, pit, resnet, swin  # noqa: F401, I001
 from models.registry import create, get_variant, list_variants
 from models.timm_models import wrap  # noqa: F401  (registers timm/<name>)
 from models.timm_models.registry import register_all

@@ -9,24 +9,28 @@ from torch import nn
 
 from models import checks
 from models.checks import ArgumentError
-from models.layers import PatchProjection, pad_image, patch_grid
+from models.initialisation import SCHEMES
+from models.layers import pad_image, patch_grid, sine_positions
 from models.shortcut import ShortcutStack
 from models.timm_contract import OneStack, Stages, TimmContract
-
-INITIALISATIONS = ("paper", "timm")
 
 
 class Backbone(TimmContract, nn.Module):
     """Image classifier: forward(images (B, C, H, W)) = head(features) -> (B, num_classes).
 
+    any_size: images of other sizes than the model is built for are padded to whole patches with zeros at the bottom and
+    the right, and learned positions are interpolated to them (for feature maps; a classifier refuses them).
     A subclass builds its parts, `norm` and `head` among them, calls `initialise` and writes `forward_levels`. A level
     is a block of an isotropic backbone, a stage of a pyramid; its tokens are (B, P + h*w, D) with P class tokens.
     """
 
+    any_size = False
     global_pool = "token"  # how `pool` pools
     poolings = ("token", "avg", "")  # what global_pool may be; '' = no pooling
     unpooled_tokens = 1  # class tokens in front that 'avg' leaves out
+    prefix_tokens = 0  # class tokens that have a position, in front of the patches
     map_norm = nn.LayerNorm  # of the feature maps (models.dense), over the channels
+    initialisations = ("paper", "timm")  # what init may be
     linear_std = None  # published: std of the truncated normal of every Linear (its bias 0); None = PyTorch's default
 
     def forward(self, x):
@@ -58,6 +62,22 @@ class Backbone(TimmContract, nn.Module):
             x = x[:, self.unpooled_tokens :].mean(dim=1)
         return self.norm(x)
 
+    def positions(self, grid):
+        """The learned positions of (h, w) patches: (1, P + N, D). ArgumentError for another grid, unless `any_size`."""
+        if grid != self.grid and not self.any_size:
+            size = tuple(n * p for n, p in zip(grid, self.patch_size, strict=True))
+            raise ArgumentError(
+                f"`img_size` {size}: the positional embedding is for {self.grid} patches, these are {grid}; build the "
+                "model for this size"
+            )
+        return self.resampled_positions(grid)
+
+    def resampled_positions(self, grid):
+        """The same for any grid."""
+        if grid == self.grid:
+            return self.pos_embed
+        return resample_abs_pos_embed(self.pos_embed, grid, self.grid, num_prefix_tokens=self.prefix_tokens)
+
     def build_head(self, num_classes):
         """The last layer; 0 classes means none."""
         if num_classes < 0:
@@ -67,7 +87,7 @@ class Backbone(TimmContract, nn.Module):
 
     def initialise(self, init):
         """Initialise every Linear and the free parameters. init: 'paper' as published, 'timm' as timm's ViT."""
-        checks.choice("init", init, INITIALISATIONS)
+        checks.choice("init", init, self.initialisations)
         self.init = init
         self.apply(self.initialise_linear)
 
@@ -90,51 +110,68 @@ class Backbone(TimmContract, nn.Module):
                 module.residual_type = dtype
 
 
-class Isotropic(OneStack, Backbone):
-    """ViT and CaiT: one `stack` of blocks on one grid of patches.
+class Embedded(Backbone):
+    """One embedding of patches, with learned positions, in front of everything: ViT, CaiT and PiT.
 
-    prefix_tokens: class tokens that go through the blocks, before the patches.
-    any_size: images of other sizes than the model is built for are padded to whole patches with zeros at the bottom and
-    the right, and the position embedding is interpolated to them (for feature maps; a classifier refuses them).
+    prefix_tokens: class tokens that are embedded, before the patches.
     """
 
-    any_size = False
+    embedding_std = None  # published: of class token and positions, truncated normal; None = N(0, 1)
 
-    def build_embedding(self, img_size, patch_size, in_chans, dim, depth, pos_embed, drop_rate):
-        """What `embed` needs, the class token, and timm's `feature_info` with a dict for each block."""
+    def build_embedding(self, tokenizer, img_size, patch_size, in_chans, dim, pos_embed, drop_rate):
+        """What `embed` needs, and the class token. tokenizer: a constructor, see models.locality."""
         self.patch_size = checks.pair("patch_size", patch_size)
         self.grid = patch_grid(checks.pair("img_size", img_size), self.patch_size)
-        self.num_features, self.in_chans = dim, in_chans
-        self.patch_embed = PatchProjection(in_chans, dim, self.patch_size)
+        self.in_chans = in_chans
+        self.patch_embed = tokenizer(in_chans, dim, self.patch_size)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
         tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
-        self.pos_embed = nn.Parameter(torch.randn(1, tokens, dim)) if pos_embed else None
+        self.sine = pos_embed == "sine"
+        self.pos_embed = nn.Parameter(torch.randn(1, tokens, dim)) if pos_embed is True else None
         self.pos_drop = nn.Dropout(drop_rate)
-        level = {"num_chs": dim, "reduction": max(self.patch_size)}
-        self.feature_info = [{**level, "module": f"stack.blocks.{i}"} for i in range(depth)]
-        self.final_levels = range(depth)
 
     def embed(self, x):
         """(B, C, H, W) -> (tokens (B, P + N, D) with positions, (h, w))."""
         x = pad_image(x, self.patch_size) if self.any_size else x
         grid = patch_grid(x.shape[-2:], self.patch_size)
-        if self.pos_embed is not None and grid != self.grid and not self.any_size:
-            raise ArgumentError(
-                f"`img_size` {tuple(x.shape[-2:])}: the positional embedding is for {self.grid} patches, "
-                f"these are {grid}; build the model for this size"
-            )
         x = self.patch_embed(x)
         if self.prefix_tokens:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.pos_embed is not None:
             x = x + self.positions(grid)
+        elif self.sine:
+            x = x + sine_positions(x.shape[1], x.shape[2], x.device).to(x.dtype)
         return self.pos_drop(x), grid
 
-    def positions(self, grid):
-        """The position embedding of (h, w) patches: (1, P + N, D)."""
-        if grid == self.grid:
-            return self.pos_embed
-        return resample_abs_pos_embed(self.pos_embed, grid, self.grid, num_prefix_tokens=self.prefix_tokens)
+    def initialise(self, init):
+        """See Backbone; but for 'paper' the position is truncated normal 0.02 and the class token N(0, 1e-6)."""
+        super().initialise(init)
+        std = self.embedding_std if init == "paper" else 0.02
+        if self.cls_token is not None and init != "paper":
+            nn.init.normal_(self.cls_token, std=1e-6)
+        elif self.cls_token is not None and std is not None:
+            trunc_normal_(self.cls_token, std=std)
+        if self.pos_embed is not None and std is not None:
+            trunc_normal_(self.pos_embed, std=std)
+
+
+class Isotropic(OneStack, Embedded):
+    """ViT and CaiT: one `stack` of blocks on one grid of patches."""
+
+    initialisations = (*Backbone.initialisations, *SCHEMES)
+
+    def initialise(self, init):
+        """See Embedded; 'mimetic' and 'impulse' (models.initialisation) then change self-attention and positions."""
+        super().initialise(init)
+        if init in SCHEMES:
+            SCHEMES[init](self)
+
+    def describe_levels(self, dim, depth):
+        """Set the width and timm's `feature_info`, with a dict for each block."""
+        self.num_features = dim
+        level = {"num_chs": dim, "reduction": max(self.patch_size)}
+        self.feature_info = [{**level, "module": f"stack.blocks.{i}"} for i in range(depth)]
+        self.final_levels = range(depth)
 
     def forward_levels(self, x, wanted=(), stop=None):
         """See Backbone; a level is a block."""
@@ -142,14 +179,6 @@ class Isotropic(OneStack, Backbone):
         found = []
         x = self.stack(x, grid, wanted, stop, found)
         return (x, grid), [(tokens, grid) for tokens in found]
-
-    def initialise(self, init):
-        """See Backbone; 'timm' also sets the embeddings: position truncated normal 0.02, class token N(0, 1e-6)."""
-        super().initialise(init)
-        if init == "timm":
-            nn.init.normal_(self.cls_token, std=1e-6)
-            if self.pos_embed is not None:
-                trunc_normal_(self.pos_embed, std=0.02)
 
 
 class Stage(nn.Module):

@@ -16,7 +16,7 @@ from torch import nn
 from models import checks
 from models.base import Stage, Staged
 from models.checks import ArgumentError
-from models.layers import Block, drop_path_rates, hidden_width, to_image, to_tokens
+from models.layers import Block, FeedForward, drop_path_rates, hidden_width, to_image, to_tokens
 from models.registry import register
 from models.shortcut import ShortcutStack
 
@@ -79,15 +79,16 @@ class CvT(Staged):
             embed = ConvEmbed(in_chans if s == 0 else dims[s - 1], dim, patch_sizes[s], patch_strides[s])
             prefix = int(s == last)
             drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
-            options = {"drop": drop_rate, "activation": QuickGELU}
             blocks = []
             for rate in drop_path_rates(drop_path_rate if s == last else 0.0, depth):
                 mixer = ConvAttention(dim, heads[s], prefix_tokens=prefix, qkv_bias=qkv_bias, **drops)
-                blocks.append(Block(dim, mixer, hidden_width(dim, mlp_ratio), drop_path=rate, **options))
+                mlp = FeedForward(dim, hidden_width(dim, mlp_ratio), drop=drop_rate, activation=QuickGELU)
+                blocks.append(Block(dim, mixer, mlp, drop_path=rate))
             stack = ShortcutStack(blocks, dim, prefix_tokens=prefix, use_checkpoint=use_checkpoint, **(shortcut or {}))
             stages.append(Stage(patch_embed=embed, stack=stack))
         self.stages = nn.ModuleList(stages)
         self.check_size(checks.pair("img_size", img_size))
+        self.pos_embed = None  # none is needed, see the class
         self.pos_drop = nn.Dropout(drop_rate)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dims[-1]))
         self.norm = nn.LayerNorm(dims[-1])

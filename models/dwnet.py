@@ -7,7 +7,7 @@ Convolutions start with PyTorch's default initialisation, as published.
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -162,11 +162,11 @@ class DepthwiseMixer(nn.Module):
 class DWBlock(nn.Module):
     """x += mixer(x); x += MLP(BN(x)), both under drop path. The mixer gets x without a norm before it."""
 
-    def __init__(self, dim, mixer, mlp_dim, *, drop=0.0, drop_path=0.0):
+    def __init__(self, dim, mixer, feed_forward, *, drop_path=0.0):
         super().__init__()
         self.mixer = mixer
         self.norm = nn.BatchNorm2d(dim)
-        self.mlp = Mlp(dim, mlp_dim, drop=drop)
+        self.mlp = feed_forward
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x, grid: tuple[int, int]):

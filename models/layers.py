@@ -15,6 +15,8 @@ class PatchProjection(nn.Module):
     A matrix product over unfolded patches gives tokens (B, N, D) that are contiguous, which a convolution does not.
     """
 
+    first_conv = "proj"
+
     def __init__(self, in_chans, dim, patch_size):
         super().__init__()
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
@@ -66,39 +68,39 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
 
 
+class FeedForward(Mlp):
+    """The two-layer MLP of a block, for each token on its own. Arguments are timm's; drop is behind both layers."""
+
+    def __init__(self, dim, hidden, *, drop=0.0, activation=nn.GELU, prefix_tokens=0):
+        super().__init__(dim, hidden, act_layer=activation, drop=drop)
+
+    def forward(self, x, context=None):
+        """x: (B, N, C) -> (B, N, C); context: of the block, which does not matter here."""
+        return super().forward(x)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: x += mixer(LN(x)); x += MLP(LN(x)), both under drop path and optional LayerScale.
 
-    mixer: a module called mixer(x, context) with what it needs beside x: the grid (H, W) of the patch tokens, or other
-    tokens. layer_scale: initial value, or None for no LayerScale.
-    activation: of the MLP. norm_eps: of both LayerNorms.
+    mixer, feed_forward: modules called with x and the block's context, what they may need beside x: the grid (H, W) of
+    the patch tokens, or other tokens. layer_scale: initial value, or None for no LayerScale. norm_eps: of both
+    LayerNorms.
     """
 
-    def __init__(
-        self,
-        dim,
-        mixer,
-        mlp_dim,
-        *,
-        drop=0.0,
-        drop_path=0.0,
-        layer_scale=None,
-        activation=nn.GELU,
-        norm_eps=1e-5,
-    ):
+    def __init__(self, dim, mixer, feed_forward, *, drop_path=0.0, layer_scale=None, norm_eps=1e-5):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attn = mixer
         self.layer_scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, norm_eps)
-        self.mlp = Mlp(dim, mlp_dim, act_layer=activation, drop=drop)
+        self.mlp = feed_forward
         self.layer_scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x, context):
         """x: (B, N, C) -> (B, N, C)."""
         x = x + self.drop_path(self.layer_scale1(self.attn(self.norm1(x), context)))
-        return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
+        return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x), context)))
 
 
 def hidden_width(dim, mlp_ratio):
@@ -120,9 +122,19 @@ def block_sizes(dim, depth, heads, dim_head, mlp_dim, mlp_ratio):
     return dim_head, mlp_dim
 
 
-def drop_path_rates(rate, depth):
-    """Drop path probability of each of `depth` blocks: 0 for the first, `rate` for the last, linear between."""
-    return torch.linspace(0, rate, depth, device="cpu").tolist()
+def drop_path_rates(rate, depth, constant=False):
+    """Drop path probability of each of `depth` blocks: 0 for the first, `rate` for the last, linear between.
+
+    constant: `rate` for all of them.
+    """
+    return [rate] * depth if constant else torch.linspace(0, rate, depth, device="cpu").tolist()
+
+
+def sine_positions(tokens, dim, device=None):
+    """(N, D), sines (even channels) and cosines (odd) of the token's number / 10000^(2 (i // 2) / D), row by row."""
+    channels = torch.arange(dim, device=device)
+    angles = torch.arange(tokens, device=device)[:, None] / 10000.0 ** (2 * (channels // 2) / dim)
+    return torch.where(channels % 2 == 0, angles.sin(), angles.cos())
 
 
 def to_image(tokens, grid: tuple[int, int]):

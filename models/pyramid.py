@@ -5,12 +5,16 @@ State-dict names: patch_embed.{proj, norm}, stages.s.stack.{blocks.j, shortcuts.
 stages.s.downsample.{norm, reduction}, norm, head.
 """
 
-from timm.layers import PatchEmbed
+import math
+from types import SimpleNamespace
+
+import torch
+from timm.layers import PatchEmbed, trunc_normal_
 from torch import nn
 
 from models import checks
 from models.base import Stage, Staged
-from models.layers import Block, drop_path_rates, hidden_width, pad_to_multiple
+from models.layers import Block, FeedForward, drop_path_rates, hidden_width, pad_image, pad_to_multiple
 from models.shortcut import ShortcutStack
 
 
@@ -37,12 +41,22 @@ def merge(x, grid: tuple[int, int]):
     return x.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2), half
 
 
+class NormedPatches(PatchEmbed):
+    """Non-overlapping patches -> convolution -> LayerNorm: (B, C, H, W) -> (B, H/p * W/p, D)."""
+
+    first_conv = "proj"
+
+    def __init__(self, in_chans, dim, patch_size):
+        options = {"norm_layer": nn.LayerNorm, "strict_img_size": False, "dynamic_img_pad": True}  # LayerNorm: eps 1e-5
+        super().__init__(None, patch_size, in_chans, dim, **options)
+
+
 class Pyramid(Staged):
     """Stage s has depths[s] blocks of dim * 2^s channels on a grid of img_size / (patch_size * 2^s) tokens.
 
     A subclass gives make_mixer(stage=, index=, dim=, grid=, dense=, drop=) -> a module called mixer(x, grid) on x
     (B, H*W, C), and where it has them the heads of each stage and the windows that must tile every grid (or be its
-    shorter side).
+    shorter side), chosen parts (see `plain_parts`) and whether there is a learned position embedding of the first grid.
     img_size, patch_size: pixels, a number or (height, width). mlp_ratio: hidden width of the MLPs over the channels.
     drop_rate: dropout after the embedding, the mixer and in the MLP. drop_path_rate: of the last block, rising linearly
     from 0. shortcut: keywords of ShortcutStack; groups never cross a stage. init: see Backbone.
@@ -51,7 +65,7 @@ class Pyramid(Staged):
     """
 
     merging = PatchMerging  # the module between two stages, built as merging(dim)
-    block = Block  # built as block(dim, mixer, mlp_dim, drop=, drop_path=)
+    block = Block  # built as block(dim, mixer, feed_forward, drop_path=)
     poolings = ("avg", "")
     global_pool = "avg"
     output_fmt = "NHWC"  # of forward_features, in timm's words
@@ -62,6 +76,8 @@ class Pyramid(Staged):
         make_mixer,
         heads=None,
         window_size=1,
+        parts=None,
+        pos_embed=False,
         /,
         *,
         img_size: int | tuple | list = 224,
@@ -90,20 +106,22 @@ class Pyramid(Staged):
         if not dense:
             check_fit(img_size, self.patch_size, len(depths), window_size)
         self.num_features, self.in_chans = widths[-1], in_chans
-        options = {"norm_layer": nn.LayerNorm, "strict_img_size": False, "dynamic_img_pad": True}  # LayerNorm: eps 1e-5
-        self.patch_embed = PatchEmbed(None, self.patch_size, in_chans, dim, **options)
+        parts = self.plain_parts() if parts is None else parts
+        self.patch_embed = parts.tokenizer(in_chans, dim, self.patch_size)
         self.pos_drop = nn.Dropout(drop_rate)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stages = nn.ModuleList()
         grids = stage_grids(img_size, self.patch_size, len(depths))
+        self.grid = grids[0]
+        self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), dim)) if pos_embed else None
         for s, (width, grid) in enumerate(zip(widths, grids, strict=True)):
             blocks = []
             for index in range(depths[s]):
                 mixer = make_mixer(stage=s, index=index, dim=width, grid=grid, dense=dense, drop=drop_rate)
-                hidden = hidden_width(width, mlp_ratio)
-                blocks.append(self.block(width, mixer, hidden, drop=drop_rate, drop_path=next(rates)))
+                mlp = parts.feed_forward(width, hidden_width(width, mlp_ratio), drop=drop_rate, prefix_tokens=0)
+                blocks.append(parts.block(width, mixer, mlp, drop_path=next(rates)))
             stack = ShortcutStack(blocks, width, use_checkpoint=use_checkpoint, **(shortcut or {}))
-            self.stages.append(Stage(stack=stack, downsample=self.merging(width) if width < widths[-1] else None))
+            self.stages.append(Stage(stack=stack, downsample=parts.merging(width) if width < widths[-1] else None))
         self.windows = [max(getattr(m, "window", 1) for m in stage.stack.modules()) for stage in self.stages]
         self.patch_embed.strict_img_size = max(self.windows) > 1  # read by timm's tools: not every size is classified
         self.describe_levels(widths, [max(self.patch_size) * 2**s for s in range(len(depths))])
@@ -111,11 +129,24 @@ class Pyramid(Staged):
         self.head = self.build_head(num_classes)
         self.initialise(init)
 
+    def plain_parts(self):
+        """The constructors of the tokenizer, the merging, the feed-forward and the block, see models.locality."""
+        return SimpleNamespace(
+            tokenizer=NormedPatches, merging=self.merging, feed_forward=FeedForward, block=self.block
+        )
+
+    def initialise(self, init):
+        """See Backbone; positions are truncated normal 0.02 in both."""
+        super().initialise(init)
+        if self.pos_embed is not None:
+            trunc_normal_(self.pos_embed, std=0.02)
+
     def forward_stages(self, x, stop=None):
         """See Staged; the tokens are those before merging."""
-        p, q = self.patch_size
-        grid = (x.shape[-2] + p - 1) // p, (x.shape[-1] + q - 1) // q
-        x = self.pos_drop(self.patch_embed(x))
+        x = pad_image(x, self.patch_size)
+        grid = x.shape[-2] // self.patch_size[0], x.shape[-1] // self.patch_size[1]
+        x = self.patch_embed(x)
+        x = self.pos_drop(x if self.pos_embed is None else x + self.positions(grid))
         outputs = []
         for s, stage in enumerate(self.stages[:stop]):
             if s > 0:

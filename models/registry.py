@@ -65,7 +65,7 @@ def keywords_of(constructor):
 
 
 def create(variant, **kwargs):
-    """Build the model `variant`, or `timm/<name>`; keywords (any case) override its sizes.
+    """Build the model `variant`, or `timm/<name>`; keywords (any case) override its sizes, `locality` slot by slot.
 
     Raises ArgumentError for an unknown variant, an unknown keyword, a wrong type, or sizes that do not fit together.
     """
@@ -81,6 +81,8 @@ def create(variant, **kwargs):
             raise UnknownArgument(f"`{name}`: {variant} has no such argument{among(name, parameters)}")
         given[name] = _checked(name, value, parameters[name].annotation)
     _check_shortcut(given.get("shortcut"))
+    if given.get("locality") and entry.sizes.get("locality"):
+        given["locality"] = {**entry.sizes["locality"], **given["locality"]}
     return entry.constructor(**{**entry.sizes, **given})
 
 

@@ -9,10 +9,15 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from models import checks
-from models.layers import Block
-from models.pyramid import Pyramid, merge
+from models.layers import Block, FeedForward
+from models.locality import choose
+from models.locality.blocks import LocalViTBlock
+from models.locality.feed_forward import LeFF, LocalFeedForward
+from models.locality.published import shifted_local
+from models.locality.tokenizers import ShiftedMerging, ShiftedTokenizer
+from models.pyramid import NormedPatches, Pyramid, merge
 from models.registry import register
-from models.windows import CosineWindowAttention, WindowAttention, WindowMLP
+from models.windows import CosineWindowAttention, LocalWindowAttention, WindowAttention, WindowMLP
 
 TINY = {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}
 SMALL = {**TINY, "depths": (2, 2, 18, 2)}
@@ -37,6 +42,13 @@ MLP_VARIANTS = {  # cN: N channels for each head
 }
 
 
+# The code of arXiv 2112.13492 (models/create_model.py): patches of 2, 4 at 64 x 64.
+SL_SIZES = {
+    "img_size": 32, "patch_size": 2, "depths": (2, 6, 4), "heads": (3, 6, 12), "window_size": 4, "mlp_ratio": 2.0,
+    "pos_embed": True,
+}  # fmt: skip
+
+
 @register(VARIANTS)
 class Swin(Pyramid):
     """Window attention, every second block with shifted windows (shift=False: table 2's "w/o shift-window").
@@ -44,11 +56,18 @@ class Swin(Pyramid):
     dim: channels of the first stage, doubled by each merging. heads: one number for each stage. window_size: tokens
     per side; where a stage's grid is not larger, the window is the grid's shorter side and is not shifted (`dense`:
     windows always have their size, padded up to, and are always shifted, as in Swin's detection code).
+    pos_embed: learned positions of the first stage's tokens, too. locality: parts in place of plain ones, see
+    models.locality; the tokenizer 'spt' takes the place of patch merging, too.
     The other arguments are those of Pyramid; ArgumentError for sizes that do not fit together.
     """
 
-    undecayed = ("relative_position_bias_table",)
-    mixer = WindowAttention
+    undecayed = ("relative_position_bias_table", "pos_embed")
+    parts = {
+        "tokenizer": {"patch": NormedPatches, "spt": ShiftedTokenizer},
+        "attention": {"plain": WindowAttention, "lsa": LocalWindowAttention},
+        "feed_forward": {"mlp": FeedForward, "leff": LeFF, "localvit": LocalFeedForward},
+        "block": {"plain": Block, "localvit": LocalViTBlock},
+    }
 
     def __init__(
         self,
@@ -58,16 +77,27 @@ class Swin(Pyramid):
         shift: bool = True,
         qkv_bias: bool = True,
         attn_drop_rate: float = 0.0,
+        pos_embed: bool = False,
+        locality: dict | None = None,
         **skeleton,
     ):
         checks.probability(attn_drop_rate=attn_drop_rate)
+        parts = choose(locality, self.parts)
+        parts.merging = ShiftedMerging if parts.tokenizer.func is ShiftedTokenizer else self.merging
 
         def make_mixer(*, stage, index, dim, grid, dense, drop):
             windows = window_and_shift(grid, window_size, shift and index % 2 == 1, dense)
             options = {"qkv_bias": qkv_bias, "attn_drop": attn_drop_rate, "proj_drop": drop}
-            return self.mixer(dim, heads[stage], grid=grid, **windows, **options)
+            return parts.attention(dim, heads[stage], grid=grid, **windows, **options)
 
-        super().__init__(make_mixer, heads, window_size, **skeleton)
+        super().__init__(make_mixer, heads, window_size, parts, pos_embed, **skeleton)
+
+
+@register(shifted_local("swin", SL_SIZES))
+class SLSwin(Swin):
+    """Swin with the initial values of arXiv 2112.13492's code: PyTorch's own for every Linear."""
+
+    linear_std = None
 
 
 class PostNormBlock(Block):
@@ -81,7 +111,7 @@ class PostNormBlock(Block):
     def forward(self, x, grid: tuple[int, int]):
         """x: (B, N, C) -> (B, N, C); grid: (H, W)."""
         x = x + self.drop_path(self.norm1(self.attn(x, grid)))
-        return x + self.drop_path(self.norm2(self.mlp(x)))
+        return x + self.drop_path(self.norm2(self.mlp(x, grid)))
 
 
 class PostNormMerging(nn.Module):
@@ -102,8 +132,9 @@ class PostNormMerging(nn.Module):
 class SwinV2(Swin):
     """Cosine attention, a continuous position bias and norms after each branch (arXiv 2111.09883, section 3)."""
 
-    undecayed = ("logit_scale",)
-    mixer, block, merging = CosineWindowAttention, PostNormBlock, PostNormMerging
+    undecayed = ("logit_scale", "pos_embed")
+    merging = PostNormMerging
+    parts = {**Swin.parts, "attention": {"plain": CosineWindowAttention}, "block": {"plain": PostNormBlock}}
 
     def no_weight_decay(self):
         """As published: the temperatures and the MLP of the position bias."""

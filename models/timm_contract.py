@@ -3,7 +3,6 @@
 Features of the levels, pruning, new heads, input sizes, groups of parameters. Names and arguments are timm's.
 """
 
-from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from models import checks
@@ -90,6 +89,14 @@ class TimmContract:
         self.adapt_to(size)
         self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm looks for it
 
+    def adapt_to(self, size):
+        """Interpolate learned positions, if there are any, to images of `size` (H, W)."""
+        grid = patch_grid(size, self.patch_size)
+        if self.pos_embed is not None:
+            learned = self.resampled_positions(grid).detach().clone()
+            self.pos_embed = nn.Parameter(learned, requires_grad=self.pos_embed.requires_grad)
+        self.grid = grid
+
     def no_weight_decay(self):
         """Names of the parameters that timm's and Swin's recipes exempt from weight decay."""
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in self.undecayed}
@@ -112,16 +119,6 @@ class OneStack:
         """Remove the blocks after the first `count`."""
         self.stack.keep(count)
 
-    def adapt_to(self, size):
-        """Interpolate the position embedding to images of `size` (H, W)."""
-        grid = patch_grid(size, self.patch_size)
-        if self.pos_embed is not None:
-            self.pos_embed = nn.Parameter(
-                resample_abs_pos_embed(self.pos_embed.detach(), grid, self.grid, num_prefix_tokens=self.prefix_tokens),
-                requires_grad=self.pos_embed.requires_grad,
-            )
-        self.grid = grid
-
     def group_matcher(self, coarse=False):
         """timm's patterns for learning rates by depth: embedding, then each block with its shortcut, then the rest."""
         shortcuts = [(rf"^stack\.shortcuts\.{g}\.", (first,)) for g, first in enumerate(self.stack.first_blocks())]
@@ -133,6 +130,8 @@ class OneStack:
 
 class Stages:
     """The same for models.base.Staged: a level is a stage."""
+
+    stem = r"^patch_embed|pos_embed|stages\.0\.patch_embed"  # names of what comes before the first stage
 
     def describe_levels(self, dims, strides):
         """Set `feature_info`, timm's list with a dict for each stage. strides: pixels per token of each stage."""
@@ -151,22 +150,23 @@ class Stages:
         self.stages = self.stages[:count]
 
     def adapt_to(self, size):
-        """Check that images of `size` (H, W) fit; nothing in the model depends on it."""
+        """Check that images of `size` (H, W) fit, and see TimmContract if there are positions to adapt."""
         self.check_size(size)
+        if self.pos_embed is not None:
+            super().adapt_to(size)
 
     def group_matcher(self, coarse=False):
         """timm's patterns for learning rates by depth: the stem, then stages (coarse) or blocks with shortcuts."""
         if coarse:
-            return {"stem": r"^patch_embed|stages\.0\.patch_embed", "blocks": r"^stages\.(\d+)"}
+            return {"stem": self.stem, "blocks": r"^stages\.(\d+)"}
         joints = [(rf"^stages\.{s}\.(?:patch_embed)\.", (s, 0)) for s in range(1, len(self.stages))]
         joints += [(rf"^stages\.{s}\.downsample\.", (s + 1, 0)) for s in range(len(self.stages))]
-        joints += [(r"^cls_token", (len(self.stages) - 1, 0))]
+        joints += [(r"^cls_token", (len(self.stages) - 1, 0))]  # unless it is embedded and so of the stem
         for s, stage in enumerate(self.stages):
             for g, first in enumerate(stage.stack.first_blocks()):
                 joints.append((rf"^stages\.{s}\.stack\.shortcuts\.{g}\.", (s, first)))
         blocks = [(r"^stages\.(\d+)\.stack\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^patch_embed|stages\.0\.patch_embed", "blocks": joints + blocks}
-
+        return {"stem": self.stem, "blocks": joints + blocks}
 
 
 def level_indices(indices, count):

@@ -11,6 +11,7 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from models.layers import Attention, pad_to_multiple
+from models.locality.attention import start_temperature
 
 
 class WindowMixer(Attention):
@@ -78,6 +79,24 @@ class WindowAttention(WindowMixer):
     def bias_table(self):
         """The parameter itself."""
         return self.relative_position_bias_table
+
+
+class LocalWindowAttention(WindowAttention):
+    """The same with LSA's learned temperature of each head, and no token attends to itself (arXiv 2112.13492)."""
+
+    def __init__(self, dim, heads, **kwargs):
+        super().__init__(dim, heads, **kwargs)
+        self.temperature = start_temperature(heads, dim // heads)
+
+    def logits(self, q, k):
+        """Dot products, scaled."""
+        return (q * self.temperature[:, None, None]) @ k.transpose(-2, -1)
+
+    def bias_table(self):
+        """The parameter; the displacement 0 in its middle, where a token meets itself, is masked with -inf."""
+        table = self.relative_position_bias_table
+        middle = torch.arange(len(table), device=table.device)[:, None] == len(table) // 2
+        return table.masked_fill(middle & (self.window > 1), -math.inf)
 
 
 class CosineWindowAttention(WindowMixer):

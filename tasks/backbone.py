@@ -15,6 +15,7 @@ OWN_KEYS = {
     "DROP_RATE": "MODEL.DROP_RATE",
     "DROP_PATH_RATE": "MODEL.DROP_PATH_RATE",
     "SHORTCUT": "MODEL.SHORTCUT",
+    "LOCALITY": "MODEL.LOCALITY",
     "INIT": "MODEL.INIT",
     "USE_CHECKPOINT": "TRAIN.USE_CHECKPOINT",
     "DENSE": "TASK",
@@ -52,7 +53,7 @@ def _set_residual_type(config, model):
 def key_of(keyword):
     """The configuration key that stands for a keyword of models.create; `shortcut.span` is one in a dict."""
     name = keyword.upper()
-    if name.startswith("SHORTCUT."):
+    if name.startswith(("SHORTCUT.", "LOCALITY.")):
         return f"MODEL.{name}"
     return {**OWN_KEYS, "VARIANT": "MODEL.TYPE", "IN_CHANS": "MODEL.ARGS.IN_CHANS"}.get(name, f"MODEL.ARGS.{name}")
 
@@ -62,6 +63,7 @@ def model_keywords(config, num_classes, in_chans=3):
     for key in config.MODEL.ARGS:
         if key.upper() in OWN_KEYS:
             raise ConfigError(f"MODEL.ARGS.{key.upper()}: comes from {OWN_KEYS[key.upper()]}, set it there")
+    locality = {slot.lower(): part for slot, part in config.MODEL.LOCALITY.items() if part}
     return {
         "img_size": config.DATA.IMG_SIZE,
         "num_classes": num_classes,
@@ -69,6 +71,7 @@ def model_keywords(config, num_classes, in_chans=3):
         "drop_rate": config.MODEL.DROP_RATE,
         "drop_path_rate": config.MODEL.DROP_PATH_RATE,
         "shortcut": {key.lower(): value for key, value in config.MODEL.SHORTCUT.items()},
+        **({"locality": locality} if locality else {}),  # families without such parts refuse the keyword
         "init": config.MODEL.INIT,
         "use_checkpoint": config.TRAIN.USE_CHECKPOINT,
         **{key.lower(): value for key, value in config.MODEL.ARGS.items()},

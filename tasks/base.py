@@ -80,6 +80,10 @@ class Task(ABC):
         """An nn.Module around `model`: forward(*inputs) -> (loss, {name: partial loss}), all 0-d tensors.
 
         It is what DistributedDataParallel and the compiler see. The names are the same in every step and on every rank.
+        It may have an `extra`, a module of what is there for training alone: heads, a student whose teacher is the
+        model. Its parameters are optimised, its state is in the checkpoint under 'extra', and nothing of it is
+        evaluated, averaged or exported.
+        It may have `after_step(step, finite)`, called after each optimizer step, by a boolean tensor refused or not.
         """
 
     @abstractmethod
@@ -98,7 +102,9 @@ class Task(ABC):
     def meter(self, device):
         """A fresh meter of an evaluation on this rank: add(model, batch), and merged(world) -> {name: plain number}.
 
-        `merged` is exact over ranks and called by all of them. Its row holds the headline's key and column, and 'loss'.
+        `merged` is exact over ranks and called by all of them. Its row holds the headline's key and column,
+        and 'loss' if the task has one there. With 'results', on rank 0 alone, it brings what goes into a file of its
+        own, plain values for JSON.
         """
 
     @abstractmethod

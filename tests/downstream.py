@@ -68,7 +68,7 @@ class Fixture:
         flat, count = value.detach().double().flatten().numpy(), meta["count"]
         assert list(value.shape) == meta["shape"], name
         samples = self.recorded["samples"][meta["offset"] : meta["offset"] + count]
-        return float(np.abs(flat[np.arange(count) * flat.size // count] - samples).max())
+        return float(np.abs(flat[np.arange(count) * flat.size // count] - samples).max(initial=0))
 
     def check_norms(self, kind, tensors):
         """Norms of gradients ('grad') or of buffers after one pass in training ('buffers'), by official names."""
@@ -79,3 +79,17 @@ class Fixture:
         for name, norm in zip(names, norms, strict=True):
             found = float(tensors[new_name(name, source)].double().norm())
             assert found == pytest.approx(norm, rel=1e-9, abs=1e-9 * greatest), name
+
+
+class GivenMaps(torch.nn.Module):
+    """In place of a backbone: maps that do not depend on the image."""
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, fixture):
+        super().__init__()
+        self.maps = [fixture.normal(f"maps.{i}", s).requires_grad_() for i, s in enumerate(fixture.entry["map_shapes"])]
+        self.channels = [image.shape[1] for image in self.maps]
+
+    def forward(self, images):
+        return self.maps

@@ -212,6 +212,29 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
             "all batches mix the same": ('(seed, "mix", *place)', '(seed, "mix")'),
         },
     ),
+    "tools/shared/spread.py": (
+        "test_table.py",
+        {
+            "interval of one seed more": ("LEVEL) / 2, found.n - 1)", "LEVEL) / 2, found.n)"),
+            "seeds for unpaired runs": ("size * math.sqrt(n) / std", "size * math.sqrt(n / 2) / std"),
+            "deviation taken as known": ("chi2.ppf(1 - CAUTION, degrees)", "chi2.ppf(0.5, degrees)"),
+        },
+    ),
+    "tools/shared/published.py": (
+        "test_published.py",
+        {
+            "epochs taken for passes": ('* config.get("TRAIN.PASSES_PER_EPOCH", 1)', ""),
+            "fewest passes, not nearest": ("abs(math.log(ours / theirs))", "math.log(theirs / ours)"),
+            "weights from before ignored": ('"start": start_of(config["MODEL.PRETRAINED"])', '"start": ""'),
+        },
+    ),
+    "tools/shared/pareto.py": (
+        "test_plot.py",
+        {
+            "beaten points on the front": ("if not best or sign", "if not best or True or sign"),
+            "other passes not said": ("if len({row.conditions[key] for row in measured}) > 1", "if False"),
+        },
+    ),
 }
 
 

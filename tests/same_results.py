@@ -77,7 +77,7 @@ CASES = {
     "vit dropout": Case(SHORTCUT + DROPPED + "TRAIN.USE_CHECKPOINT True"),
     "shortcut": Case(SHORTCUT),
     "shortcut over spans": Case(SHORTCUT + "MODEL.SHORTCUT.SPAN 2 MODEL.SHORTCUT.LEARNED_SCALE True"),
-    "cait": Case(SHORTCUT + DROPPED + "MODEL.TYPE cait_xxs12"),
+    "cait": Case(SHORTCUT.replace("vit_tiny", "cait_xxs12") + DROPPED),
     "swin": Case(SWIN + "swin_tiny"),
     "swin v2": Case(SWIN + "swin_v2_tiny"),
     "swin mlp": Case(SWIN + "swin_mlp_tiny_c24"),
@@ -148,6 +148,7 @@ def left_behind(run):
         payload = torch.load(run / "checkpoints" / name, weights_only=True)
         found[name] = {key: payload[key] for key in KEPT} | {key: payload["progress"][key] for key in PROGRESS}
     found["metrics"] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found["results"] = {path.name: path.read_text() for path in sorted(run.glob("results_*.json"))}
     found["exit"] = json.loads((run / "exit.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     return found | {"summary": {key: summary[key] for key in SUMMARY}}

@@ -20,12 +20,16 @@ CONVOLUTIONAL = {
     "depths": (1, 2, 3),
     "heads": (1, 2, 2),
 }
+NESTED = {"img_size": 32, "window_size": 4, "patch_size": 2, "dim": 12, "depths": (2, 1, 1), "heads": 2}
 
 
 def small_sizes(variant):
     """Constructor keywords that make the variant tiny, with 5 classes."""
     parameters = keywords_of(get_variant(variant).constructor)
     sizes = CONVOLUTIONAL if "dims" in parameters else PYRAMID if "depths" in parameters else ISOTROPIC
+    sizes = NESTED if variant.startswith("nest_") else sizes
+    if "kernel=7" in get_variant(variant).sizes.get("locality", {}).get("tokenizer", ""):
+        sizes = {**sizes, "patch_size": 4}  # what one such convolution and its pooling make
     return {"num_classes": 5, **{name: value for name, value in sizes.items() if name in parameters}}
 
 

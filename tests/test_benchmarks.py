@@ -12,6 +12,7 @@ from benchmarks import (
     accuracy,
     against,
     augment_equivalence,
+    detection_step,
     end_to_end,
     first_gpu_run,
     loader,
@@ -28,6 +29,8 @@ from benchmarks.operators import REST, by_group, draw, training_traffic
 from benchmarks.protocol import AGAIN, Pace, Timing, interleaved, ratio_text, rows_of, spread
 from config import load_config
 from engine.command_line import build_parser
+from models.dense import feature_pyramid
+from tasks.detection.model import with_heads
 from tests.helpers_data import small_config
 from tests.launch import ROOT
 from tests.same_results import differences
@@ -227,6 +230,24 @@ def test_a_segmentation_step_lowers_the_loss():
         step()
     with torch.no_grad():
         assert loss(*batch).item() < before
+
+
+def test_detection_steps_are_timed_against_another_model(monkeypatch, tmp_path):
+    """A small one of ours in place of torchvision's, whose heads have one size, and of Swin-T."""
+    monkeypatch.setitem(detection_step.PACE, "cpu", ONCE)
+    widths = {"channels": 16, "fc_channels": 16, "mask_channels": 16, "rpn_proposals": (20, 20)}
+    sizes = {"dim": 8, "depths": (1, 1, 1, 1)}
+    monkeypatch.setattr(
+        detection_step, "feature_pyramid", lambda variant, img_size: feature_pyramid("dwnet_tiny", **sizes)
+    )
+    monkeypatch.setattr(detection_step, "with_heads", lambda body, classes: with_heads(body, classes, **widths))
+    monkeypatch.setattr(detection_step, "theirs", detection_step.ours)
+    assert exit_code(detection_step.run, ["--size", "64", "--output", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "detection_step_cpu.json").read_text())["results"]
+    assert list(results) == ["training", "inference"]
+    for timings in results.values():
+        assert list(timings) == ["torchvision", "ours", "torchvision" + AGAIN]
+        assert all(timing["median"] > 0 for timing in timings.values())
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,31 @@ def test_runs_without_an_epoch_are_compared_without_a_picture(tmp_path, capsys):
 
 
 def test_what_is_no_run_folder_is_one_line(pair, tmp_path, capsys):
-    assert main([str(pair[0]), str(tmp_path)]) == 66
-    assert capsys.readouterr().err == f"error[missing] {tmp_path}: not a run folder (no config.yaml)\n"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main([str(pair[0]), str(empty)]) == 66
+    assert capsys.readouterr().err == f"error[missing] {empty}: not a run folder (no config.yaml)\n"
+    assert main([str(pair[0]), str(tmp_path)]) == 64
+    assert "runs of 2 configurations (a, b)" in capsys.readouterr().err
     assert main([str(pair[0]), str(pair[0])]) == 64
     assert "the same folder twice" in capsys.readouterr().err
+
+
+def test_seeds_are_compared_pair_by_pair(tmp_path, capsys):
+    """d = 2, 3, 5 points: by hand mean 3.33, deviation sqrt(7/3); t of two degrees of freedom is 4.303."""
+    for seed, (first, second) in enumerate(((40.0, 42.0), (41.0, 44.0), (43.0, 48.0))):
+        write_run(tmp_path, "a", seed, [first])
+        write_run(tmp_path, "b", seed, [second], MODEL__SHORTCUT__KERNELS=[3, 5])
+    write_run(tmp_path, "b", 7, [99.0], MODEL__SHORTCUT__KERNELS=[3, 5])
+    picture = tmp_path / "compare.png"
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--claim", "1", "--output", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    half = 4.302653 * (7 / 3) ** 0.5 / 3**0.5
+    assert f"{10 / 3 - half:+.2f} to {10 / 3 + half:+.2f}; their deviation 1.53" in printed
+    assert "true difference of 1.00" in printed
+    assert "99.00" not in printed  # of a seed that A does not have
+    assert picture.exists()
+    alone = tmp_path / "b" / "seed7"
+    assert main([str(tmp_path / "a"), str(alone), "--output", str(picture)]) == 66
+    assert "no finished seed in common" in capsys.readouterr().err
+    assert main([str(alone), str(alone / ".." / "seed0"), "--claim", "-1"]) == 64

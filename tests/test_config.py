@@ -43,6 +43,7 @@ MISTAKES = {
     "key at the wrong level": ("EPOCHS: 3\n", (), 64, ["EPOCHS", "did you mean TRAIN.EPOCHS?"]),
     "key in the wrong section": ("AUG: {BATCH_SIZE: 3}\n", (), 64, ["did you mean DATA.BATCH_SIZE?"]),
     "misspelt key at the wrong level": ("BACH_SIZE: 3\n", (), 64, ["did you mean DATA.BATCH_SIZE?"]),
+    "a name of its section and one of another": ("TEST: {SCALE: 3}\n", (), 64, ["did you mean TEST.SCALES?"]),
     "lower case": ("train: {epochs: 3}\n", (), 64, ["did you mean TRAIN.EPOCHS?"]),
     "old key AMP_ENABLE": ("AMP_ENABLE: true\n", (), 64, ["AMP_ENABLE", "AMP.ENABLE", "a.yaml:1"]),
     "old key SAVE_FREQ": ("SAVE_FREQ: 10\n", (), 64, ["SAVE.EPOCHS"]),

@@ -187,3 +187,20 @@ def test_a_failed_download_says_from_where_and_does_not_strand_the_others(tmp_pa
         create("cifar10", Request(path=str(tmp_path / "new"), log=silent, barrier=lambda: events.append("barrier")))
     assert events == ["barrier"]
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("pipeline", ["cpu", "device"])
+@pytest.mark.parametrize("key", ["AUG__REPEATS", "TRAIN__PASSES_PER_EPOCH"])
+def test_images_that_come_again_in_an_epoch_are_augmented_anew(pipeline, key):
+    unmixed = {"AUG__MIXUP": 0.0, "AUG__CUTMIX": 0.0, "DATA__PIPELINE": pipeline}
+    data = build("fake:train=24,val=24,classes=24", **unmixed, **{key: 3})
+    assert data.train.batches_per_epoch == (6 if "AUG" in key else 18)
+    batches = [(batch.finish(), batch.labels.tolist()) for batch in data.train.epoch(0)]
+    images = torch.cat([images for images, _ in batches])
+    labels = [label for _, labels in batches for label in labels]
+    assert len(set(labels)) == (8 if "AUG" in key else 24)
+    assert all(labels.count(label) == 3 for label in labels)
+    assert len({image.numpy().tobytes() for image in images}) == len(images)
+    for again, (expected, _) in zip(data.train.epoch(0, start=4), batches[4:], strict=True):
+        assert torch.equal(again.finish(), expected)
+    assert any("augmented anew" in line or "passes" in line for line in data.description)

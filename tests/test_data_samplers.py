@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from timm.data.distributed_sampler import RepeatAugSampler
 
 from data.samplers import EvalShare, TrainBatches, epoch_order, stratified_split
 from utils.errors import ConfigError, DataError
@@ -64,3 +66,39 @@ def test_stratified_split_keeps_the_balance_of_the_classes():
 def test_a_class_of_one_image_cannot_be_split():
     with pytest.raises(DataError, match="class 1 has one image"):
         stratified_split([0, 0, 1], 0.5, 0)
+
+
+@pytest.mark.parametrize(("size", "batch_size", "world_size"), [(700, 16, 1), (1000, 10, 3), (513, 64, 2)])
+def test_repeated_augmentation_is_timms(monkeypatch, size, batch_size, world_size):
+    """The images of every batch of every process, with timm's sampler in our order, batches cut as its loader does."""
+    order = epoch_order(size, 5, 2)
+    monkeypatch.setattr("torch.randperm", lambda count, **_: torch.from_numpy(order))
+    times = []
+    for rank in range(world_size):
+        theirs = RepeatAugSampler(range(size), num_replicas=world_size, rank=rank, num_repeats=3, selected_ratio=0)
+        theirs.set_epoch(2)
+        indices = [int(index) for index in theirs]
+        batches = len(indices) // batch_size
+        ours = TrainBatches(size, batch_size, rank, world_size, 5, repeats=3)
+        found = list(ours.indices(2))
+        assert ours.per_epoch == len(found) == batches
+        assert [n % size for batch in found for n in batch] == indices[: batches * batch_size]
+        assert list(ours.indices(2, start=1)) == found[1:]
+        times += [number for batch in found for number in batch]
+    assert len(set(times)) == len(times)  # no two copies are augmented alike
+    assert {number // size for number in times} == {0, 1, 2}
+
+
+def test_fewer_images_than_timm_rounds_to_are_not_lost():
+    assert TrainBatches(40, 4, 0, 2, 0, repeats=2).per_epoch == 5
+
+
+def test_an_epoch_of_several_passes():
+    one, three = TrainBatches(35, 4, 1, 2, seed=3), TrainBatches(35, 4, 1, 2, seed=3, passes=3)
+    assert (one.per_epoch, three.per_epoch) == (4, 12)
+    passes = [number for epoch in (6, 7, 8) for number in one.indices(epoch)]
+    found = list(three.indices(2))
+    assert [[number % 35 for number in batch] for batch in found] == passes
+    assert [batch[0] // 35 for batch in found] == [0] * 4 + [1] * 4 + [2] * 4
+    for start in range(13):
+        assert list(three.indices(2, start)) == found[start:]

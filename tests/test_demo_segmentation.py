@@ -1,12 +1,13 @@
-"""`make demo-segmentation` from the first step to the picture, at a size of seconds; label maps over images."""
+"""`make demo-segmentation` and `demo-detection` from the first step to the picture, at a size of seconds."""
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
 from tasks.segmentation.labels import IGNORE, palette
 from tasks.segmentation.shapes import CLASSES, Shapes
-from tools import demo_segmentation
+from tools import demo_detection, demo_segmentation
 from tools.shared.overlay import OPACITY, overlay
 
 
@@ -37,24 +38,34 @@ def test_what_a_shape_is_can_be_told_by_its_mean_colour():
     assert np.mean([np.mean(labels > 0) for _, labels in examples]) > 0.2
 
 
-def test_the_demo_trains_and_draws(tmp_path, monkeypatch, capsys):
+DETECTOR = {"CHANNELS": 8, "FC_CHANNELS": 8, "MASK_CHANNELS": 8, "RPN_CANDIDATES": [20, 20], "ROI_SAMPLES": 8}
+
+
+@pytest.mark.parametrize(
+    ("demo", "dataset", "section", "words"),
+    [
+        (demo_segmentation, "shapes", {}, ("mIoU", "background")),
+        (demo_detection, "detection_shapes", {"DET": {"ARGS": DETECTOR}}, ("mask AP", "box AP", "mask AP of disc")),
+    ],
+)
+def test_the_demo_trains_and_draws(demo, dataset, section, words, tmp_path, monkeypatch, capsys):
     small = {
-        "BASE": str(demo_segmentation.CONFIG),
-        "DATA": {"DATASET": "shapes:train=8,val=3", "IMG_SIZE": 32, "BATCH_SIZE": 4, "NUM_WORKERS": 0},
+        "BASE": str(demo.CONFIG),
+        "DATA": {"DATASET": f"{dataset}:train=8,val=3", "IMG_SIZE": 32, "BATCH_SIZE": 4, "NUM_WORKERS": 0},
         "TRAIN": {"EPOCHS": 2, "WARMUP_EPOCHS": 1},
         "TENSORBOARD": False,
+        **section,
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
-    monkeypatch.setattr(demo_segmentation, "CONFIG", tmp_path / "small.yaml")
+    monkeypatch.setattr(demo, "CONFIG", tmp_path / "small.yaml")
     argv = ["--output", str(tmp_path / "out"), "--seed", "3"]
-    assert demo_segmentation.main(argv) == 0
+    assert demo.main(argv) == 0
     with Image.open(tmp_path / "out/overlay.png") as picture:
         first = np.asarray(picture).copy()
     assert first.std() > 10
     said = capsys.readouterr().out
-    assert "mIoU" in said.splitlines()[-2]
-    assert "background" in said.splitlines()[-2]
+    assert all(word in said.splitlines()[-2] for word in words)
     (tmp_path / "out/overlay.png").unlink()
-    assert demo_segmentation.main(argv) == 0  # the finished run is kept
+    assert demo.main(argv) == 0  # the finished run is kept
     with Image.open(tmp_path / "out/overlay.png") as picture:
         assert np.array_equal(np.asarray(picture), first)

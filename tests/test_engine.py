@@ -76,7 +76,8 @@ def make_state(model, total_steps=100, lr=0.1):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     schedule = Schedule("constant", base_lr=lr, total_steps=total_steps)
     runner = Plain().learner(model)
-    return TrainState(model, runner, optimizer, schedule, statistics, StepSync(WORLD, statistics, True))
+    sync = StepSync(WORLD, statistics, True)
+    return TrainState(model, runner, optimizer, schedule, statistics, sync, learner=runner)
 
 
 def make_batches(count, size):

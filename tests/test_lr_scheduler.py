@@ -31,10 +31,12 @@ def test_cosine_with_warmup_equals_timm():
         assert ours(step) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-12)
 
 
-def test_step_equals_torch():
-    ours = Schedule("step", base_lr=0.5, total_steps=100, decay_steps=30, decay_rate=0.1)
+@pytest.mark.parametrize("milestones", [(), (70, 90)])
+def test_step_equals_torch(milestones):
+    ours = Schedule("step", base_lr=0.5, total_steps=100, decay_steps=30, decay_rate=0.1, milestones=milestones)
     sgd = optimizer()
-    theirs = torch.optim.lr_scheduler.StepLR(sgd, 30, 0.1)
+    schedulers = torch.optim.lr_scheduler
+    theirs = schedulers.MultiStepLR(sgd, milestones, 0.1) if milestones else schedulers.StepLR(sgd, 30, 0.1)
     for step in range(100):
         assert ours(step) == pytest.approx(sgd.param_groups[0]["lr"])
         sgd.step()

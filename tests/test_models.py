@@ -46,9 +46,11 @@ def test_forward_and_backward(name, shortcut):
     out.square().sum().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None]
     assert not missing
-    zero = [n for n, p in model.named_parameters() if not p.grad.any()]
+    unseen = ["seq_pool.score.bias"]  # the softmax does not see it: zero but for rounding
+    zero = [n for n, p in model.named_parameters() if not p.grad.any() and n not in unseen]
     # The last shortcut before a class token is read is dead, see test_shortcut; Swin V2's branches start at zero.
-    if not name.startswith(("vit", "cvt", "swin_v2")):
+    dead = model.global_pool == "token" and not hasattr(model, "class_blocks")
+    if not dead and not name.startswith("swin_v2"):
         assert not zero
 
 
@@ -424,6 +426,7 @@ def config(**changes):
                 "INIT": "timm",
                 "ARGS": {"DIM": 24, "HEADS": 2, "DEPTH": 2, "PATCH_SIZE": 8},
                 "SHORTCUT": {"KERNELS": [3, 5], "SPAN": 2, "IDENTITY": False, "TIED": False, "LEARNED_SCALE": True},
+                "LOCALITY": {},
             },
             "DATA": {"IMG_SIZE": [32, 16]},
             "TRAIN": {"USE_CHECKPOINT": True},

@@ -31,11 +31,11 @@ def run(tmp_path_factory):
 
 def test_predictions_are_those_that_the_run_counted(run):
     segmented, row = Segmented(read_run(run)), read_run(run).best
-    right = sum(int((segmented.classes(i).numpy() == segmented.image(i)[2].numpy()).sum()) for i in range(5))
+    right = sum(int((segmented.classes(i) == segmented.sample(i).label).sum()) for i in range(5))
     assert right == row["right"]
     assert row["pixels"] == 5 * 32 * 32
-    assert segmented.shown(3) == [0, 2, 4]
-    assert segmented.shown(9) == [0, 1, 2, 3, 4]
+    assert overlay.spread(3, len(segmented)) == [0, 2, 4]
+    assert overlay.spread(9, len(segmented)) == [0, 1, 2, 3, 4]
 
 
 def test_a_row_for_each_run(run, tmp_path, capsys):

@@ -10,7 +10,9 @@ from tests.run_folders import write_run
 from tools.plot import main
 from tools.shared.curves import choose_axis, curves_figure, mean_curve
 from tools.shared.figures import line_style
+from tools.shared.pareto import Point, front, pareto_figure, points_of
 from tools.shared.runs import group_runs, parse_groups, read_run
+from tools.table.rows import make_rows
 from utils.errors import ConfigError, MissingError
 
 
@@ -156,3 +158,42 @@ def test_a_run_without_an_epoch_has_no_curve(tmp_path, capsys):
     assert main(["curves", str(folder), "--output", str(tmp_path / "c.png")]) == 66
     assert "no epoch is finished yet" in capsys.readouterr().err
     assert not (tmp_path / "c.png").exists()
+
+
+def test_the_front_is_what_nothing_beats():
+    """Against the definition, pair by pair, on a grid with ties."""
+    draws = np.random.default_rng(0).integers(0, 8, (40, 2)).astype(float)
+    points = [Point(str(number), *draw, None, 1) for number, draw in enumerate(draws)]
+    beaten = {a.name for a in points for b in points
+              if b.cost <= a.cost and b.mean >= a.mean and (b.cost, b.mean) != (a.cost, a.mean)}  # fmt: skip
+    best = {(p.cost, p.mean) for p in points if p.name not in beaten}
+    assert [(p.cost, p.mean) for p in front(points)] == sorted(best)
+    worse = [Point(p.name, p.cost, -p.mean, None, 1) for p in points]
+    assert [(p.cost, -p.mean) for p in front(worse, higher_is_better=False)] == sorted(best)
+
+
+def test_pareto_points_are_rows_with_their_deviation(tmp_path, capsys):
+    for seed, accuracy in enumerate((40.0, 44.0)):
+        write_run(tmp_path, "two", seed, [10.0, accuracy])
+    write_run(tmp_path, "one", 0, [20.0, 30.0, 35.0], MODEL__SHORTCUT__KERNELS=[])
+    rows, metric = make_rows([tmp_path])
+    first, second = points_of(rows, metric, "params")
+    assert (first.name, second.name) == ("one, passes 3", "two, passes 2")  # they differ, so the names say so
+    assert (first.cost, first.mean, first.std, first.n) == (0.001234, 35.0, None, 1)
+    assert (second.mean, second.std, second.n) == (42.0, pytest.approx(8**0.5), 2)
+    assert points_of(rows, metric, "time")[0].cost == 10.0  # 100 images a second
+    figure = pareto_figure(rows, metric, ["params", "time"])
+    bars = [bar for axes in figure.axes for bar in axes.containers]
+    assert len(figure.axes) == 2
+    assert len(bars) == 4
+    figure.draw_without_rendering()
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 10
+    path = tmp_path / "front.png"
+    assert main(["--pareto", str(tmp_path), "--cost", "macs", "--output", str(path)]) == 0
+    assert capsys.readouterr().out == f"macs: 0.005678, final 42.00 ± 2.83 (n 2), two, passes 2\npicture: {path}\n"
+
+
+def test_without_a_finished_run_there_is_no_front(tmp_path, capsys):
+    folder = write_run(tmp_path, "new", 0, [50.0], epochs=3)
+    assert main(["pareto", str(folder), "--output", str(tmp_path / "p.png")]) == 66
+    assert "no finished run" in capsys.readouterr().err

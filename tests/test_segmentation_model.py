@@ -14,22 +14,10 @@ from tasks.segmentation.heads import FCN, HEADS, UPerNet
 from tasks.segmentation.inference import Inference, starts
 from tasks.segmentation.losses import PixelCrossEntropy
 from tasks.segmentation.model import Learner, Segmenter, official_segmenter
-from tests.downstream import Fixture, of_kind
+from tests.downstream import Fixture, GivenMaps, of_kind
 from utils.flops import count_macs
 
 WIDTHS = [8, 16, 24, 32]
-
-
-class GivenMaps(torch.nn.Module):
-    """In place of a backbone: maps that do not depend on the image."""
-
-    def __init__(self, fixture):
-        super().__init__()
-        self.maps = [fixture.normal(f"maps.{i}", s).requires_grad_() for i, s in enumerate(fixture.entry["map_shapes"])]
-        self.channels = [image.shape[1] for image in self.maps]
-
-    def forward(self, images):
-        return self.maps
 
 
 def build(fixture):

@@ -92,6 +92,19 @@ def test_cells_are_the_product_of_the_axes(tmp_path):
     assert runs[0].folder == tmp_path / "out/kernels-none_thin/seed4"
 
 
+def test_a_base_may_depend_on_a_label(tmp_path):
+    for name, epochs in (("a", 3), ("large", 4), ("b", 5)):
+        tiny.write_config(tmp_path, TRAIN__EPOCHS=epochs).rename(tmp_path / f"{name}.yaml")
+    axes = "axes:\n  m: {a: {base: a.yaml, base.s64: large.yaml}, b: {base: b.yaml}}\n  size: {s32: {}, s64: {}}\n"
+    runs = plan(read_grid(write_grid(tmp_path, axes)), [0], tmp_path)
+    assert {run.cell.name: run.config.TRAIN.EPOCHS for run in runs} == {"a_s32": 3, "a_s64": 4, "b_s32": 5, "b_s64": 5}
+    text = f"{axes}set: {{MODEL.PRETRAINED: 'of_{{size}}_{{other}}.pth'}}\n"
+    runs = plan(read_grid(write_grid(tmp_path, text)), [0], tmp_path)
+    assert {run.config.MODEL.PRETRAINED for run in runs} == {"of_s32_{other}.pth", "of_s64_{other}.pth"}
+    with pytest.raises(ConfigError, match="base.s65: no value is called 's65' - did you mean s64"):
+        read_grid(write_grid(tmp_path, axes.replace("base.s64", "base.s65")))
+
+
 def test_the_command_gives_the_planned_configuration(tmp_path):
     """main.py's own parser reads the same configuration out of the command line."""
     text = "axes:\n  AUG.AUTO_AUGMENT: ['', rand-m9]\n  TRAIN.BASE_LR: [1e-3, 5.0e-4]\nset: {DATA.CACHE_MODE: no}\n"

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
 from config import default_config, dump_with_origins
-from tools.shared.spread import paired_difference, spread
+from tools.shared.spread import paired_difference, pairs_needed, seeds_needed, spread
 from tools.table import __main__ as table
 
 ENVIRONMENT = {"commit": "a" * 40, "packages": {"torch": "2.15"}, "processes": 1, "device": "cpu", "threads": 1}
@@ -89,6 +89,47 @@ def test_intervals_by_hand():
     assert paired_difference({0: 1.0}, {1: 3.0}) is None
     assert spread([4.0]).std is None
     assert spread([]) is None
+
+
+@pytest.mark.parametrize(("size", "pairs"), [(2.0, 5), (1.0, 10), (0.8, 15), (0.5, 34), (0.2, 199)])
+def test_seeds_needed_as_tabulated(size, pairs):
+    """G*Power 3.1, t tests, difference between two dependent means, two-tailed, alpha 0.05, power 0.8."""
+    assert pairs_needed(size, 1.0) == pairs
+    assert pairs_needed(3 * size, 3.0) == pairs
+
+
+def test_so_many_seeds_find_the_difference_in_four_of_five_attempts():
+    draws = np.random.default_rng(0).normal(0.7, 1.0, (20_000, pairs_needed(0.7, 1.0)))
+    assert np.mean(ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.03)
+    assert pairs_needed(0.01, 1.0) == pytest.approx((1.959964 + 0.841621) ** 2 * 1e4, abs=1)
+    assert (pairs_needed(0.0, 1.0), pairs_needed(1.0, 0.0)) == (None, 2)
+
+
+def test_a_deviation_of_few_seeds_is_planned_with_its_upper_limit():
+    """Differences 1, 3, 5: deviation 2; the 20 % quantile of chi-squared with two degrees of freedom is 0.44629."""
+    found = paired_difference({0: 1.0, 1: 3.0, 2: 5.0}, {0: 0.0, 1: 0.0, 2: 0.0})
+    assert found.std == pytest.approx(2)
+    limit = 2 * (2 / 0.446287) ** 0.5
+    assert seeds_needed(found) == (pairs_needed(3.0, 2.0), pairs_needed(3.0, limit))
+    assert seeds_needed(found, claim=1.0) == (pairs_needed(1.0, 2.0), pairs_needed(1.0, limit))
+    assert seeds_needed(paired_difference({0: 1.0}, {0: 3.0})) is None
+
+
+def test_other_conditions_are_said_beside_a_difference(runs, capsys):
+    weights = make_run(runs.parent / "before", "first", 0, (1, 2, 3)) / "checkpoints" / "last.pth"
+    changes = {"DATA__IMG_SIZE": 64, "MODEL__SHORTCUT__KERNELS": [5], "MODEL__PRETRAINED": str(weights)}
+    for seed in range(3):
+        make_run(runs, "large", seed, (100, 120, 130 + seed, 140), TRAIN__EPOCHS=4, **changes)
+    rows = as_csv(capsys, runs, "--baseline", "plain", "--claim", "2")
+    assert rows["k3"]["notes"] == ""
+    notes = rows["large"]["notes"]
+    conditions = "image 64 (there 224), passes 4 (there 3), start of classification (there random)"
+    assert f"under other conditions than plain: {conditions}" in notes
+    assert f"not from scratch: starts from {weights} (classification, 3 of 3 epochs)" in notes
+    assert (rows["large"]["passes"], rows["plain"]["passes"]) == ("4", "3")
+    assert int(rows["k3"]["seeds_needed"]) < int(rows["k3"]["seeds_needed_cautious"])
+    assert table.main([str(runs), "--baseline", "plain"]) == 0
+    assert "- seeds needed: pairs of runs" in capsys.readouterr().out
 
 
 class Cells(HTMLParser):
@@ -275,7 +316,10 @@ def test_published_figure_and_gap(tmp_path, capsys):
     (row,) = as_csv(capsys, tmp_path).values()
     assert (row["published"], row["published_source"]) == ("96.41", "arXiv 2407.19394v4, table 1")
     assert float(row["gap"]) == pytest.approx(94.5 - 96.41)
-    assert row["notes"] == "not the published recipe: TRAIN.EPOCHS 3, not 300, TRAIN.WARMUP_EPOCHS 1.0, not 20"
+    recipe, selection = row["notes"].split("; ", 1)
+    assert recipe == "not the published recipe: passes 3, not 300, TRAIN.WARMUP_EPOCHS 1.0, not 20"
+    assert "final is the last epoch, mean over seeds (n 2)" in selection
+    assert "published figure is the best epoch on the test set" in selection
 
 
 def test_mistakes_are_one_line(runs, tmp_path, capsys):

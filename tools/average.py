@@ -10,7 +10,7 @@ All are averaged with equal weight (float64 sums), unless --greedy is given. --e
 the average get right, exactly, and recomputes BatchNorm's running statistics in one pass over training batches,
 augmented as in training: averages of statistics belong to no model. Without it they are averaged, and that is said.
 
---greedy takes the checkpoints best first and keeps each that does not lower the accuracy (or mIoU) on choosing images;
+--greedy takes the checkpoints best first and keeps each that does not lower the accuracy (mIoU, AP) on choosing images;
 the figure to report is that on other images. If the runs share a seed and held a part of the training set out
 (DATA.VAL_SPLIT), that part chooses and the test set reports; otherwise one half of the validation set chooses and the
 other half reports.
@@ -34,10 +34,10 @@ from data.base import Subset
 from data.samplers import stratified_split
 from engine.resume import choose_weights
 from models.weights.pretrained import load_exact
+from tools.shared import detections, segments
 from tools.shared.command import EXITS, command, parser
 from tools.shared.inputs import Batches, add_options, console, data_config, dataset_parts, with_progress
 from tools.shared.results import result_path
-from tools.shared.segments import figures
 from tools.shared.trained import checkpoint_of, load_model, predict, read_checkpoint
 from utils import checkpoint
 from utils.distributed import World
@@ -45,10 +45,11 @@ from utils.errors import ConfigError, DataError, MismatchError
 
 NOT_EXACT = "averaged, which is not exact; see --evaluate"
 SAME = ("TASK", "MODEL.TYPE", "MODEL.SHORTCUT.", "MODEL.ARGS.", "DATA.IMG_SIZE", "DATA.INTERPOLATION", "TEST.CROP",
-        "SEG.HEAD", "SEG.SCALE")  # fmt: skip
+        "SEG.HEAD", "SEG.SCALE", "DET.")  # fmt: skip
 FIGURES = {  # of a LoadedModel on Batches, by TASK
     "classification": lambda loaded, batches: predict(loaded, batches).result,
-    "segmentation": figures,
+    "segmentation": segments.figures,
+    "detection": detections.figures,
 }
 COUNTER = "num_batches_tracked"  # of BatchNorm: how many batches its statistics have seen
 

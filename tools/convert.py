@@ -10,7 +10,8 @@ changed. The result is for
     models.create(variant, **kwargs).load_state_dict(...)     variant and kwargs as printed
     main.py --pretrained RESULT                                --pretrained FILE works without converting, too
 
-Checkpoints of mmsegmentation's UPerNet become those of TASK segmentation; variant and kwargs are then the backbone's.
+Checkpoints of mmsegmentation's UPerNet become those of TASK segmentation, those of mmdetection's Mask R-CNN and cascade
+those of TASK detection; variant and kwargs are then the backbone's.
 """
 
 import json
@@ -23,12 +24,12 @@ from safetensors.torch import save
 import models
 from models.weights import convert
 from models.weights.pretrained import adapt, find_weights, strip_prefixes
-from models.weights.sources import SOURCES
+from tasks.detection.model import official_detector
 from tasks.segmentation.model import official_segmenter
 from tools.shared.command import EXITS, command, parser
 from tools.shared.results import chosen_format, result_path, write_whole
 from utils import checkpoint
-from utils.errors import ConfigError, MismatchError, listing
+from utils.errors import ConfigError, DataError, MismatchError, listing
 from utils.safe_load import read_tensors
 
 ENDINGS = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors"}
@@ -36,7 +37,7 @@ ENDINGS = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors"}
 
 def parse(argv):
     """The options; wrong ones raise ConfigError, MissingError if there is no folder for the result."""
-    known = f"recognised code bases: {listing([source.name for source in SOURCES], most=len(SOURCES))}"
+    known = f"recognised code bases: {listing([source.name for source in convert.SOURCES], most=len(convert.SOURCES))}"
     options = parser("convert", __doc__, f"{known}\n\n{EXITS}")
     options.add_argument("file", type=Path, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors")
     options.add_argument("--to", choices=("safetensors", "pth"), help="format (default: that of PATH, else pth)")
@@ -51,6 +52,15 @@ def parse(argv):
     return given
 
 
+def dense_model(variant, kwargs, state):
+    """The Segmenter or Detector that the tensors `state` (our names) are of. Raises DataError if some are gone."""
+    detects = any(name.startswith("rpn_head.") for name in state)
+    try:
+        return (official_detector if detects else official_segmenter)(variant, kwargs, state)
+    except KeyError as error:
+        raise DataError(f"incomplete checkpoint: no tensor {error}") from None
+
+
 @command
 def main(argv):
     """The whole conversion; raises RunError. A .safetensors file has variant and kwargs (JSON) in its metadata."""
@@ -59,7 +69,7 @@ def main(argv):
     variant, kwargs, ours = convert.from_official(state, not given.no_strict)
     source = convert.recognise(state)
     with torch.device("meta"):  # names and shapes are all that is needed
-        model = official_segmenter(variant, kwargs, ours) if source.dense else models.create(variant, **kwargs)
+        model = dense_model(variant, kwargs, ours) if source.dense else models.create(variant, **kwargs)
     result, report = adapt(model, ours)
     if not given.no_strict and (report.skipped or report.missing):
         raise MismatchError(

@@ -8,8 +8,10 @@ from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.curves import AXES, curves_figure
 from tools.shared.figures import check_path, save
 from tools.shared.inputs import add_options
+from tools.shared.pareto import COSTS, front, pareto_figure, points_of
 from tools.shared.runs import parse_groups
 from tools.shared.trained import load_model, predict_checkpoint
+from tools.table.rows import METRICS, make_rows
 from utils.text import visible
 
 EXAMPLES = """\
@@ -18,6 +20,8 @@ examples:
   python -m tools.plot curves output/vit_tiny output/cait_xxs12
   # names of your own, accuracy alone, over time
   python -m tools.plot curves "ViT=output/a/seed0,output/a/seed1" "ours=output/b" --what accuracy --x time
+  # accuracy against parameters, FLOPs and measured time, with the Pareto front (`--pareto` does the same)
+  python -m tools.plot pareto output/cpu --output pareto.svg
   # which classes are taken for which, on the images that the run was validated on
   python -m tools.plot confusion output/vit_tiny/seed0 --data-path DIR --output confusion.svg
   # the images with the highest loss, and the errors that the model is surest of
@@ -33,6 +37,18 @@ def curves(options):
     groups = parse_groups(options.runs)
     figure = curves_figure(groups, options.what, options.x)
     note(line for group in groups for line in group.remarks())
+    return figure
+
+
+def pareto(options):
+    """Accuracy against parameters, FLOPs and measured time with the Pareto front; prints the front."""
+    rows, metric = make_rows(options.folders, options.metric)
+    figure = pareto_figure(rows, metric, options.cost)
+    for cost in options.cost:
+        for point in front(points_of(rows, metric, cost), rows[0].headline.higher_is_better):
+            spread = f" ± {point.std:.2f}" if point.std is not None else ""
+            print(f"{cost}: {point.cost:.4g}, {metric} {point.mean:.2f}{spread} (n {point.n}), {point.name}")
+    note(f"{row.name}: {text}" for row in rows for text in row.notes)
     return figure
 
 
@@ -82,9 +98,9 @@ def predict(options):
 
 
 def build_parser():
-    """The parser of the four subcommands."""
+    """The parser of the five subcommands."""
     top = parser("plot", __doc__, EXAMPLES + EXITS)
-    kinds = top.add_subparsers(dest="kind", required=True, metavar="curves|confusion|errors|scales")
+    kinds = top.add_subparsers(dest="kind", required=True, metavar="curves|pareto|confusion|errors|scales")
 
     def kind(function):
         name, text = function.__name__, function.__doc__
@@ -98,6 +114,10 @@ def build_parser():
     sub.add_argument("--x", choices=AXES, default="epoch", help="horizontal axis (%(default)s)")
     sub.add_argument("--what", nargs="+", metavar="NAME", help="panels: loss, lr, or any column of metrics.jsonl, for "
                      "instance accuracy (default: losses, the task's headline and lr)")  # fmt: skip
+    sub = kind(pareto)
+    sub.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders above them")
+    sub.add_argument("--cost", nargs="+", choices=COSTS, default=list(COSTS), help="panels (default: all)")
+    sub.add_argument("--metric", choices=("auto", *METRICS), default="auto", help="as tools.table's (%(default)s)")
     for function in (confusion, errors):
         sub = kind(function)
         sub.add_argument("--part", choices=("val", "test"), default="val", help="test: only with DATA.VAL_SPLIT")
@@ -111,7 +131,7 @@ def build_parser():
 @command
 def main(argv):
     """Draw what the command line asks for and say where it is."""
-    options = build_parser().parse_args(argv)
+    options = build_parser().parse_args(["pareto" if word == "--pareto" else word for word in argv])
     path = check_path(options.output)
     save(options.function(options), path)
     print(f"picture: {path}")

@@ -1,4 +1,4 @@
-"""Classify or segment images with a trained checkpoint.
+"""Classify or segment images, or find objects in them, with a trained checkpoint.
 
 python -m tools.predict CHECKPOINT IMAGE|FOLDER ...          the most probable classes of each image
 python -m tools.predict CHECKPOINT --val --data-path DIR     of the run's validation images, and the exact figures
@@ -13,10 +13,15 @@ them as CSV, both as JSON. --maps DIR writes pictures, too: DIR/overlay has the 
 classes, DIR/label the numbers of the classes as PNGs with these colours for a palette, which segfolder reads, and
 DIR/legend.png says which colour is which class.
 
+Of a detection the result is the objects of each image that are at least --score sure: the surest ones in a table, one a
+line as CSV, all as JSON, which is COCO's: a dataset whose `annotations` are also results (--score 0 for all that the
+run keeps). --maps DIR writes the images with boxes, classes, scores and masks drawn into them.
+
   python -m tools.predict output/demo/digits_shortcut/seed0 photos/ --top 3
   python -m tools.predict best.pth a.png b.jpg --format csv --output predictions.csv
   python -m tools.predict best.pth --val --data-path data/cifar10 --output val.json
   python -m tools.predict output/demo-segmentation/shapes_dwnet_shortcut/seed0 --val --maps maps --output areas.csv
+  python -m tools.predict output/demo-detection/shapes_dwnet_shortcut/seed0 photos/ --maps maps --output objects.json
 """
 
 import csv
@@ -31,7 +36,10 @@ from PIL import Image
 
 from tasks.classification import describe
 from tasks.segmentation.labels import palette
-from tools.shared.command import EXITS, command, parser, positive
+from tools.shared import detections
+from tools.shared.boxes import SURE
+from tools.shared.command import EXITS, command, fraction, parser, positive
+from tools.shared.detections import DetectedImages, drawn
 from tools.shared.figures import new_figure, save
 from tools.shared.inputs import add_options, console
 from tools.shared.overlay import legend, overlay
@@ -54,9 +62,11 @@ def parse(argv):
     add_options(options, "checkpoint", "images")
     options.add_argument("--val", action="store_true", help="the validation images of the run instead")
     options.add_argument("--test", action="store_true", help="or its test images, if DATA.VAL_SPLIT set some apart")
-    options.add_argument("--top", type=positive, default=5, metavar="N", help="classes per image (default: 5)")
+    options.add_argument("--top", type=positive, default=5, metavar="N", help="classes, objects per image (default: 5)")
     endings = ", ".join(ENDINGS)
-    options.add_argument("--maps", type=Path, metavar="DIR", help="segmentation: where pictures of the classes go")
+    options.add_argument("--maps", type=Path, metavar="DIR", help="segmentation, detection: where pictures go")
+    options.add_argument("--score", type=fraction, default=SURE, metavar="S",
+                         help=f"detection: least score of an object (default: {SURE})")  # fmt: skip
     options.add_argument("--format", choices=tuple(FORMATS), help=f"default: by the ending of FILE ({endings})")
     options.add_argument("--output", type=result_path, metavar="FILE", help="where the result goes (default: stdout)")
     add_options(options, "--data-path", "--batch-size", "--device", "--weights", "--workers", "--strict")
@@ -122,6 +132,25 @@ def segmented(loaded, batches, given, log):
     return rows, result, found.task.describe(result)
 
 
+def detected(loaded, batches, given, log):
+    """The same of a detection: objects, surest first; draws them."""
+    found, rows = DetectedImages(loaded, batches, labelled=not given.images), []
+    files = map_names([batches.images.name(index) for index in range(len(batches.images))])
+    for position, number, image, objects, _ in found:
+        objects = [one for one in objects if one["score"] >= given.score]
+        rows.append((number, batches.images.name(position), image.size[::-1], objects))
+        if given.maps:
+            write_picture(given.maps / files[position], drawn(image, objects, found.categories))
+    if not rows:
+        raise DataError(f"none of the {len(batches.images)} images can be read")
+    objects = detections.Objects(rows, found.categories, given.top)
+    if given.images:
+        count = sum(len(row[-1]) for row in rows)
+        return objects, None, f"{count} objects with a score of {given.score:g} or more in {len(rows)} images"
+    result = found.figures()
+    return objects, result, found.task.describe(result)
+
+
 def map_names(images):
     """File names of the maps: those of the images below the folder that they share, .png for their endings.
 
@@ -138,10 +167,14 @@ def write_maps(folder, name, image, classes, num_classes):
     label = Image.fromarray(classes)
     label.putpalette(palette(num_classes).flatten().tolist())
     for kind, picture in (("overlay", Image.fromarray(overlay(image, classes, num_classes))), ("label", label)):
-        path = folder / kind / name
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))
+        write_picture(folder / kind / name, picture)
+
+
+def write_picture(path, picture):
+    """A PIL image as a PNG. Raises StorageError."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def as_table(document):
@@ -196,7 +229,12 @@ def areas(rows):
 
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": lambda document: json.dumps(document, indent=2) + "\n"}
-TASKS = {"classification": classified, "segmentation": segmented}
+OBJECTS = {"table": detections.as_table, "csv": detections.as_csv, "json": detections.as_json}
+TASKS = {  # what judges images, and what writes that
+    "classification": (classified, FORMATS),
+    "segmentation": (segmented, FORMATS),
+    "detection": (detected, OBJECTS),
+}
 
 
 @command
@@ -205,7 +243,8 @@ def main(argv):
     given, log = parse(argv), console()
     part = "val" if given.val else "test"
     loaded, (batches,) = asked_for(given, [part], log, known=tuple(TASKS))
-    rows, result, words = TASKS[loaded.config.TASK](loaded, batches, given, log)
+    judge, formats = TASKS[loaded.config.TASK]
+    rows, result, words = judge(loaded, batches, given, log)
     document = {
         "checkpoint": str(loaded.path),
         "model": loaded.name,
@@ -214,7 +253,7 @@ def main(argv):
         "unreadable": [{"image": name, "reason": reason} for name, reason in batches.unreadable],
         "predictions": rows,
     }
-    deliver(FORMATS[given.format](document), given.output)
+    deliver(formats[given.format](document), given.output)
     log.info(words if result is None else f"{part}: {words}")
     if batches.unreadable:
         log.warning(f"{len(batches.unreadable)} of {len(batches.images)} images could not be read and are left out")

@@ -1,8 +1,8 @@
 """A report of one run or a sweep as one HTML file that opens anywhere: no network, no scripts, pictures inside.
 
-It holds the results over seeds, the curves, the worst errors and confusions or, of segments, the IoU of each class and
-the worst images (if the checkpoint and the data are within reach), learned shortcut scales, and for every configuration
-its values with their origins, versions and commands.
+It holds the results over seeds, the curves, the worst errors and confusions or, of segments, the IoU of each class, of
+objects average precision, its curves and kinds of errors, and the worst images (if the checkpoint and the data are
+within reach), learned shortcut scales, and for every configuration its values with origins, versions and commands.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from tasks.segmentation.metrics import confusion, figures
 from tools.shared import behaviour
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.curves import AXES, label, legend_figure, panels_of, single_figure, with_rows
+from tools.shared.detection_report import objects_section
 from tools.shared.inputs import Batches, add_options, choose_part, dataset_parts
 from tools.shared.markup import Markup, details, element, html, join, page, picture, scrolling, table, thumbnail
 from tools.shared.overlay import overlay
@@ -232,7 +233,7 @@ def _example_of_segments(names, miou, file, pictures):
     return [f"{file}, mIoU {miou:.1f} %", *cells]
 
 
-EXAMPLES_OF = {"classification": _examples, "segmentation": _segments}  # by TASK
+EXAMPLES_OF = {"classification": _examples, "segmentation": _segments, "detection": objects_section}  # by TASK
 
 
 def _scales(group, number, options):

@@ -41,3 +41,8 @@ def set_float32_products(tf32, device):
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
+
+
+def whole(tensor):
+    """A tensor of 16 bits in float32, as losses are computed; others as they are."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -1,6 +1,10 @@
 """What to answer to a configuration key that does not exist: its new name, its right place or its nearest spelling."""
 
+from difflib import get_close_matches
+
 from utils.errors import ConfigError, nearest
+
+SLIP = 0.85  # likeness of two names of which one has a letter more or less
 
 # Keys of the original repository (arXiv 2407.19394, Swin style), in lower case, and what stands in their place.
 REPLACED = {
@@ -18,7 +22,6 @@ REPLACED = {
     "train.moe.save_master": "not supported, delete the line",
     "train.lr_scheduler.warmup_prefix": "the schedule always follows the warm-up, delete the line",
     "train.lr_scheduler.gamma": "now TRAIN.LR_SCHEDULER.DECAY_RATE",
-    "train.lr_scheduler.multisteps": "use TRAIN.LR_SCHEDULER.DECAY_EPOCHS",
     "data.decoder": "gone, delete the line",
     "data.mask_patch_size": "not supported, delete the line",
     "data.mask_ratio": "not supported, delete the line",
@@ -35,6 +38,7 @@ REPLACED = {
     "cudnn.enabled": "gone, delete the line",
     "dataset.root": "now DATA.DATA_PATH",
     "dataset.dataset": "now DATA.DATASET",
+    "dataset.sampler": "now AUG.REPEATS, a number",
     "input.mean": "now DATA.MEAN",
     "input.std": "now DATA.STD",
     "loss.label_smoothing": "now MODEL.LABEL_SMOOTHING",
@@ -98,9 +102,13 @@ def unknown_key(key, leaf, known):
 
 
 def _suggestion(key, known):
-    """The same name in another section first (EPOCHS -> TRAIN.EPOCHS), then the nearest full name, then the nearest
-    last name."""
-    last = key.rpartition(".")[2].casefold()
+    """A slip in a name of the section first (TEST.SCALE -> TEST.SCALES), then the same name in another section
+    (EPOCHS -> TRAIN.EPOCHS), then the nearest full name, then the nearest last name."""
+    section, _, last = key.rpartition(".")
+    last = last.casefold()
+    beside = {name.rpartition(".")[2].casefold(): name for name in known if name.rpartition(".")[0] == section}
+    if slips := get_close_matches(last, beside, n=1, cutoff=SLIP):
+        return f" - did you mean {beside[slips[0]]}?"
     elsewhere = [name for name in known if name.rpartition(".")[2].casefold() == last]
     if elsewhere:
         return ("." in key and nearest(key, elsewhere)) or f" - did you mean {elsewhere[0]}?"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 from utils.config_values import shown_value
@@ -68,6 +69,9 @@ AREAS = increasing(SMALLEST, 1, "[MIN, MAX] with 0 < MIN <= MAX <= 1")
 RATIOS = increasing(SMALLEST, float("inf"), "[MIN, MAX] with 0 < MIN <= MAX")
 BOX_SIDES = Rule(lambda pair: not pair or increasing(0, 1, "").holds(pair), "[] or [MIN, MAX] between 0 and 1")
 SHARE = Rule(lambda share: 0 < share <= 1, "above 0 and at most 1")
+RISING = Rule(lambda steps: all(a < b for a, b in pairwise([0, *steps])), "rising numbers above 0, or []")
+SIDES = Rule(lambda sides: bool(sides) and all(n >= 1 for n in sides), "pixels, one number or more")
+RANGE = increasing(1, float("inf"), "[MIN, MAX] in pixels")
 SCALES = Rule(lambda scales: bool(scales) and all(s > 0 for s in scales), "positive numbers")
 WEIGHTS = Rule(lambda weights: all(w >= 0 for w in weights) and (not weights or any(weights)), "numbers from 0 on")
 BETAS = Rule(lambda betas: len(betas) == 2 and all(map(FRACTION.holds, betas)), "two numbers, at least 0 and below 1")

@@ -53,7 +53,7 @@ class World:
         longest = int(max(lengths))
         pieces = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(pieces, torch.nn.functional.pad(data, (0, longest - data.numel())), group=self.control)
-        return [json.loads(bytes(piece[: int(length)].tolist())) for piece, length in zip(pieces, lengths, strict=True)]
+        return [json.loads(piece[:end].numpy().tobytes()) for piece, end in zip(pieces, map(int, lengths), strict=True)]
 
     def together(self, function):
         """Run `function()` on every rank; if it fails on one with a RunError, all of them raise that error.

@@ -29,13 +29,20 @@ class RunFolder:
 
         Raises OutputError if it cannot be created or another run holds the lock (naming its host and process).
         """
+        self.create()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
             owner = self._lock.take()
         except OSError as error:
             raise OutputError(f"{self.path}: the run folder cannot be written ({error.strerror})") from None
         if owner:
             raise OutputError(f"{self.path}: in use by {owner}; use another --tag or wait for it")
+
+    def create(self):
+        """Create the folder, if it is not there. Raises OutputError."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path}: the run folder cannot be written ({error.strerror})") from None
 
     def close(self):
         """Release the lock."""
@@ -58,6 +65,12 @@ class RunFolder:
     def write_metrics(self, history):
         """metrics.jsonl, one line per epoch, as a whole: a resumed run can neither repeat nor lose a line."""
         self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+
+    def write_results(self, name, results):
+        """results_NAME.json, in one line: it may have hundreds of megabytes. Returns its path."""
+        file = f"results_{name}.json"
+        self.write(file, json.dumps(results) + "\n")
+        return self.path / file
 
     def note_command(self, command):
         """Append the command line to command.txt, once per start."""

@@ -95,8 +95,9 @@ class ResidentTrainLoader:
         self.sampler.check_start(start)
         part, batches = self.part, list(self.sampler.indices(epoch, start))
         for draws in draws_ahead(self.recipe, self.key, epoch, batches, part.pixels.device):
-            pixels = self.implementation.augment(part.pixels, part.rows[draws.index], draws, self.recipe)
-            yield PendingBatch(pixels, part.labels[draws.index], draws, self.recipe, self.implementation)
+            index = draws.index % len(part.rows)  # of images that come several times, see data/samplers.py
+            pixels = self.implementation.augment(part.pixels, part.rows[index], draws, self.recipe)
+            yield PendingBatch(pixels, part.labels[index], draws, self.recipe, self.implementation)
 
 
 class ResidentEvalLoader(EvalShare):
@@ -170,7 +171,7 @@ def handed_over(tensors, ready):
 
 
 class CroppedSamples(TrainSamples):
-    """Training images by key (epoch, index) as uint8 tensors (3, *size), resized and cropped, nothing else.
+    """Training images by key (epoch, number) as uint8 tensors (3, *size), resized and cropped, nothing else.
 
     `transform` is the TrainTransform, `recipe` its Recipe (for images of any size), `key` the Philox key. The windows
     are the ones that `draw` would have drawn for the image, so the result is that of pixels that lie on the device.

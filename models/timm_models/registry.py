@@ -13,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from models import checks
+from models.locality import choose
 from models.registry import create, get_variant, keywords_of, list_variants
 
 KINDS = {"dw": {"kernels": [3]}, "plain": None}  # first part of a name -> its shortcuts
@@ -45,14 +46,24 @@ def default_cfg(variant):
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "fixed_input_size": "pos_embed" in sizes or "window_size" in sizes,
-        "first_conv": "stages.0.patch_embed.proj" if "patch_strides" in sizes else "patch_embed.proj",
+        "fixed_input_size": bool(sizes.get("pos_embed")) or "window_size" in sizes,
+        "first_conv": first_convolution(variant, sizes),
         "classifier": "head",
     }
-    if "patch_size" in sizes and "depths" in sizes:
-        grid = side // sizes["patch_size"] // 2 ** (len(sizes["depths"]) - 1)
+    if "depths" in sizes and get_variant(variant).constructor.global_pool == "avg":
+        grid = side // sizes.get("patch_size", 1) // 2 ** (len(sizes["depths"]) - 1)
         cfg["pool_size"] = (grid, grid)
     return cfg
+
+
+def first_convolution(variant, sizes):
+    """Name of the convolution that sees the image; None if there is none (shifted patches)."""
+    if "dims" in sizes:
+        return "stages.0.patch_embed.proj"
+    if sizes.get("locality") is None:
+        return "patch_embed.proj"
+    name = choose(sizes["locality"], get_variant(variant).constructor.parts).tokenizer.func.first_conv
+    return name and f"patch_embed.{name}"
 
 
 def build(variant, *, global_pool=None, device=None, dtype=None, **kwargs):

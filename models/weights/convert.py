@@ -7,8 +7,11 @@ models.create(variant, **kwargs).load_state_dict(converted)
 import re
 
 from models.registry import get_variant, keywords_of, list_variants
-from models.weights.sources import SOURCES
+from models.weights import sources
+from models.weights.rivals import RIVALS
 from utils.errors import DataError, MismatchError, listing
+
+SOURCES = (*RIVALS, *sources.SOURCES)
 
 
 def from_official(state_dict, strict=True):
@@ -35,11 +38,15 @@ def from_official(state_dict, strict=True):
     return *nearest_variant(source.constructor, sizes), converted
 
 
+def candidates(names):
+    """The sources that have these key names: one, or several that only the tensors tell apart."""
+    keys = "\n".join(names)
+    return [source for source in SOURCES if all(re.search(mark, keys, re.MULTILINE) for mark in source.marks)]
+
+
 def recognise(state_dict):
-    """The Source whose key names these are, or None."""
-    keys = "\n".join(state_dict)
-    found = (source for source in SOURCES if all(re.search(mark, keys, re.MULTILINE) for mark in source.marks))
-    return next(found, None)
+    """The Source whose state dict this is, or None."""
+    return next((source for source in candidates(state_dict) if source.fits(state_dict)), None)
 
 
 def rename(state_dict, source, strict=True):

@@ -16,8 +16,11 @@ from utils.safe_load import read_tensors
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which training code puts the weights
 AVERAGES = ("model_ema", "ema", "state_dict_ema")
-# Ours and timm's names of the last layer, and of what a segmentation model has for its classes or for training alone.
-HEADS = ("head.", "head_dist.", "fc.", "classifier.", "decode_head.conv_seg.", "auxiliary_head.")
+# Ours and timm's names of the last layer, and of what a dense model has for its classes or for training alone.
+HEADS = re.compile(
+    r"(head|head_dist|fc|classifier|decode_head\.conv_seg|auxiliary_head"
+    r"|roi_head\.\w+\.\d+\.(fc_cls|fc_reg|predictor\.mask_fcn_logits))\."
+)
 # What has a row for each class.
 OF_CLASSES = re.compile(r"(head|head_dist|fc|classifier|(decode|auxiliary)_head\.conv_seg)(\.fc)?\.(weight|bias)")
 SHORTCUTS = (".shortcuts.", ".dw_shortcut.")  # in our models and in timm's
@@ -95,9 +98,10 @@ def load_exact(model, state, path):
     own = model.state_dict()
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     extra = [name for name in state if name not in own]
-    heads = [name for name in wrong if name.startswith(HEADS) and name in state]
+    heads = [name for name in wrong if HEADS.match(name) and name in state]
     if heads and len(heads) == len(wrong) and not extra:
-        classes = state[heads[0]].shape[0], own[heads[0]].shape[0]
+        background = heads[0].count(".fc_cls.")  # is a class of a detector's boxes, too
+        classes = state[heads[0]].shape[0] - background, own[heads[0]].shape[0] - background
         raise MismatchError(
             f"{path}: its head has {classes[0]} classes, the model {classes[1]}; "
             "to fine-tune it with a new head use --pretrained instead of --resume"
@@ -183,7 +187,7 @@ def find_prefixes(names, own):
         known = sum(name in own for name in inside)
         if known and 2 * known >= len(own):
             return known
-        return len(inside) if convert.recognise(inside) else 0
+        return len(inside) if convert.candidates(inside) else 0
 
     if fit(""):
         return []
@@ -247,7 +251,7 @@ def classifier_parts(body, state):
 def check(report, model, state, strict, path):
     """Raise MismatchError if too little of the file and the model match."""
     lists = model.state_dict(), report.matched + report.resized, report.missing, report.skipped
-    own, fitting, missing, wrong = ([name for name in names if not name.startswith(HEADS)] for names in lists)
+    own, fitting, missing, wrong = ([name for name in names if not HEADS.match(name)] for names in lists)
     tops = {name.partition(".")[0] for name in model.state_dict()}
     wrong = [name for name in wrong if re.split(r"[. ]", name)[0] in tops]  # the others lie beside the model
     if not any(_is_shortcut(name) for name in state):

@@ -1,5 +1,7 @@
 """Published code bases whose checkpoints can be read; a new one is a Source here and a name in SOURCES.
 
+Those of the rivals to the shortcut are in models.weights.rivals.
+
 First what all sources share, then models with one stack of blocks and CvT, then models on the four-stage skeleton.
 """
 
@@ -25,6 +27,7 @@ class Source:
     """One published code base.
 
     marks: regular expressions that all occur in its key names and not together in any other source's.
+    fits(original): what tells it from a source with the same names; the first that fits is taken.
     rules: (pattern, replacement) tried in order on each key; replacement None drops the entry.
     constructor: our class. sizes(original) -> keywords of the constructor, without `shortcut`.
     tidy(converted, original): finishes what renaming cannot do, in place.
@@ -39,6 +42,7 @@ class Source:
     sizes: Callable
     tidy: Callable = lambda converted, original: None
     refused: tuple = ()
+    fits: Callable = lambda original: True
     dense: bool = False
 
 
@@ -61,16 +65,35 @@ def square_root(number, what):
 HEAD_WIDTH = 64  # channels per head, which the weights do not tell: of every ViT and CvT here
 
 
-def _patch(weight):
-    """(patch size, channels) of a projection (D, p*p*C): colour if the number allows it, else grey."""
-    inputs = weight.shape[1]
+def is_shifted_local(state_dict):
+    """Whether weights with the names of vit-pytorch or Swin are of arXiv 2112.13492's code (models.weights.rivals).
+
+    It has parts of its own, positions in Swin, and MLPs of twice the channels in ViT and CaiT, where others have four
+    times.
+    """
+    hidden = [t for name, t in state_dict.items() if re.search(r"layers\.0\.1\.(fn\.)+net\.0\.weight$", name)]
+    parts = (
+        name.endswith(("fn.scale", "attn.scale", "absolute_pos_embed")) or "merging." in name for name in state_dict
+    )
+    return any(parts) or any(weight.shape[0] == 2 * weight.shape[1] for weight in hidden)
+
+
+def is_original(state_dict):
+    """The opposite."""
+    return not is_shifted_local(state_dict)
+
+
+def patch_and_channels(state_dict):
+    """(patch size, channels) of a projection (D, p*p*C), if shifted (D, 5*p*p*C): colour if it can be, else grey."""
+    shifted = [t for name, t in state_dict.items() if re.search(r"patch_embed.*\.merging\.2\.weight$", name)]
+    inputs = shifted[0].shape[1] // 5 if shifted else state_dict["to_patch_embedding.1.weight"].shape[1]
     channels = 3 if inputs % 3 == 0 and math.isqrt(inputs // 3) ** 2 == inputs // 3 else 1
     return square_root(inputs // channels, "inputs of the patch projection"), channels
 
 
-def _paper_sizes(state_dict, prefix_tokens, heads, dim_head, mlp_dim):
+def paper_sizes(state_dict, prefix_tokens, heads, dim_head, mlp_dim):
     """Keywords that ViT and CaiT have in common."""
-    patch, channels = _patch(state_dict["to_patch_embedding.1.weight"])
+    patch, channels = patch_and_channels(state_dict)
     position, dim = state_dict.get("pos_embedding"), state_dict["cls_token"].shape[-1]
     image = DEFAULT_IMAGE - DEFAULT_IMAGE % patch
     if position is not None:
@@ -91,11 +114,12 @@ def _paper_sizes(state_dict, prefix_tokens, heads, dim_head, mlp_dim):
 def _vit_sizes(state_dict):
     inner = state_dict["transformer.layers.0.0.fn.to_qkv.weight"].shape[0] // 3
     mlp_dim = state_dict["transformer.layers.0.1.fn.net.0.weight"].shape[0]
-    sizes = _paper_sizes(state_dict, 1, inner // HEAD_WIDTH, HEAD_WIDTH, mlp_dim)
+    sizes = paper_sizes(state_dict, 1, inner // HEAD_WIDTH, HEAD_WIDTH, mlp_dim)
     return sizes | {"depth": count(state_dict, r"transformer\.layers\.(\d+)\.")}
 
 
-def _cait_sizes(state_dict):
+def cait_sizes(state_dict):
+    """Keywords of CaiT."""
     first = "patch_transformer.layers.0."
     scaled = first + "0.scale" in state_dict
     inside = "fn.fn." if scaled else "fn."
@@ -103,7 +127,7 @@ def _cait_sizes(state_dict):
     mix = state_dict.get(f"{first}0.{inside}mix_heads_pre_attn")
     heads = inner // 48 if mix is None else mix.shape[0]  # every published CaiT has 48 channels per head
     mlp_dim = state_dict[f"{first}1.{inside}net.0.weight"].shape[0]
-    return _paper_sizes(state_dict, 0, heads, inner // heads, mlp_dim) | {
+    return paper_sizes(state_dict, 0, heads, inner // heads, mlp_dim) | {
         "depth": count(state_dict, r"patch_transformer\.layers\.(\d+)\."),
         "class_depth": count(state_dict, r"cls_transformer\.layers\.(\d+)\."),
         "layer_scale": scaled,
@@ -111,11 +135,12 @@ def _cait_sizes(state_dict):
     }
 
 
-def _repack(converted, original):
+def repack(converted, original):
     """Linear over flattened patches -> convolution; of CaiT q | kv -> packed qkv, LayerScale (1, 1, C) -> (C)."""
-    weight = original["to_patch_embedding.1.weight"]
-    patch, channels = _patch(weight)  # flattened as (row, column, channel)
-    converted["patch_embed.proj.weight"] = weight.view(-1, patch, patch, channels).permute(0, 3, 1, 2).contiguous()
+    if "to_patch_embedding.1.weight" in original:
+        patch, channels = patch_and_channels(original)  # flattened as (row, column, channel)
+        weight = original["to_patch_embedding.1.weight"].view(-1, patch, patch, channels)
+        converted["patch_embed.proj.weight"] = weight.permute(0, 3, 1, 2).contiguous()
     for key in list(converted):
         if key.startswith("stack.") and key.endswith("attn.q.weight"):
             block = key.removesuffix("q.weight")
@@ -124,7 +149,7 @@ def _repack(converted, original):
             converted[key] = converted[key].flatten()
 
 
-_PAPER_RULES = (
+PAPER_RULES = (
     (r"^pos_embedding$", "pos_embed"),
     (r"^cls_token$", "cls_token"),
     (r"^to_patch_embedding\.1\.", "patch_embed.proj."),
@@ -135,7 +160,7 @@ _PAPER_RULES = (
 )
 
 
-def _transformer(source, target):
+def transformer(source, target):
     """Rules of one transformer; CaiT's LayerScale is one more `fn.` level."""
     layer = rf"^{source}\.layers\.(\d+)\."
     return (
@@ -145,6 +170,7 @@ def _transformer(source, target):
         (layer + r"1\.(?:fn\.)?norm\.", target + r".\1.norm2."),
         (layer + r"0\.(?:fn\.)+mix_heads_(pre|post)_attn$", target + r".\1.attn.mix_\2"),
         (layer + r"0\.(?:fn\.)+to_(qkv|q|kv)\.", target + r".\1.attn.\2."),
+        (layer + r"0\.(?:fn\.)+scale$", target + r".\1.attn.temperature"),
         (layer + r"0\.(?:fn\.)+to_out\.0\.", target + r".\1.attn.proj."),
         (layer + r"1\.(?:fn\.)+net\.0\.", target + r".\1.mlp.fc1."),
         (layer + r"1\.(?:fn\.)+net\.3\.", target + r".\1.mlp.fc2."),
@@ -154,18 +180,20 @@ def _transformer(source, target):
 VIT = Source(
     "Efficient_ViT_with_DW ViT",
     (r"^transformer\.layers\.0\.0\.fn\.to_qkv\.",),
-    _PAPER_RULES + _transformer("transformer", "stack.blocks"),
+    PAPER_RULES + transformer("transformer", "stack.blocks"),
     ViT,
     _vit_sizes,
-    _repack,
+    repack,
+    fits=is_original,
 )
 CAIT = Source(
     "Efficient_ViT_with_DW CaiT",
     (r"^patch_transformer\.layers\.", r"^cls_transformer\.layers\."),
-    _PAPER_RULES + _transformer("patch_transformer", "stack.blocks") + _transformer("cls_transformer", "class_blocks"),
+    PAPER_RULES + transformer("patch_transformer", "stack.blocks") + transformer("cls_transformer", "class_blocks"),
     CaiT,
-    _cait_sizes,
-    _repack,
+    cait_sizes,
+    repack,
+    fits=is_original,
 )
 
 
@@ -190,7 +218,7 @@ def _timm_sizes(state_dict):
 
 TIMM_VIT = Source(
     "DeiT / timm ViT",
-    (r"^blocks\.0\.attn\.qkv\.weight$", r"^patch_embed\.proj\.weight$", r"^cls_token$"),
+    (r"^blocks\.0\.attn\.qkv\.weight$", r"^patch_embed\.proj\.weight$", r"^cls_token$", r"^blocks\.0\.mlp\.fc1\."),
     (
         (r"^(cls_token|pos_embed)$", r"\1"),
         (r"^(patch_embed\.proj|norm|head)\.", r"\1."),
@@ -360,22 +388,40 @@ DWNET_RULES = (*((BLOCK + theirs, OURS + ours) for theirs, ours in DWNET_BLOCK),
 FIRST = r"^layers\.0\.blocks\.0\."
 SWIN = Source(
     "Swin Transformer",
-    (FIRST + r"attn\.relative_position_bias_table$",),
+    (FIRST + r"attn\.relative_position_bias_table$", FIRST + r"mlp\.fc1\."),
     RULES,
     Swin,
     swin_sizes,
     refused=((r"^head\.fc\.", "timm's Swin; use MODEL.TYPE timm/swin_..."),),
+    fits=is_original,
 )
 SWIN_V2 = Source("Swin Transformer V2", (FIRST + r"attn\.cpb_mlp\.0\.",), RULES, SwinV2, swin_v2_sizes)
 SWIN_MLP = Source("Swin-MLP", (FIRST + r"spatial_mlp\.",), MLP_RULES, SwinMLP, swin_mlp_sizes)
 DWNET = Source("DWNet", (FIRST + r"attn2conv\.",), DWNET_RULES, DWNet, dwnet_sizes)
 
-# The same backbones in mmsegmentation, with a norm for each feature map and heads: names as in tasks.segmentation.
+# The same backbones in mmsegmentation and mmdetection, with a norm for each feature map and heads: names as in
+# tasks.segmentation and tasks.detection.
 HEAD = r"^((?:decode|auxiliary)_head\."
+ROI_HEADS = (  # without a number where there is only one stage
+    (r"bbox_head", r"shared_convs\.(?P<k>\d+)\.conv\.", r"convs.\g<k>.0."),
+    (r"bbox_head", r"shared_convs\.(?P<k>\d+)\.bn\.", r"convs.\g<k>.1."),
+    (r"bbox_head", r"shared_fcs\.", "fcs."),
+    (r"bbox_head", r"(?P<k>fc_cls|fc_reg)\.", r"\g<k>."),
+    (r"mask_head", r"convs\.(?P<k>\d+)\.conv\.", r"convs.\g<k>.0."),
+    (r"mask_head", r"upsample\.", "predictor.conv5_mask."),
+    (r"mask_head", r"conv_logits\.", "predictor.mask_fcn_logits."),
+)
 DENSE_RULES = (
     (HEAD + r".+\.)conv\.", r"\g<1>0."),
     (HEAD + r".+\.)bn\.", r"\g<1>1."),
     (HEAD + r"conv_seg\.)", r"\1"),
+    (r"^neck\.lateral_convs\.(\d)\.conv\.", r"neck.inner_blocks.\1.0."),
+    (r"^neck\.fpn_convs\.(\d)\.conv\.", r"neck.layer_blocks.\1.0."),
+    (r"^rpn_head\.rpn_conv\.", "rpn_head.conv.0.0."),
+    (r"^rpn_head\.rpn_cls\.", "rpn_head.cls_logits."),
+    (r"^rpn_head\.rpn_reg\.", "rpn_head.bbox_pred."),
+    *((rf"^roi_head\.{h}\.(?P<s>\d)\.{theirs}", rf"roi_head.{h}.\g<s>.{ours}") for h, theirs, ours in ROI_HEADS),
+    *((rf"^roi_head\.{h}\.{theirs}", rf"roi_head.{h}.0.{ours}") for h, theirs, ours in ROI_HEADS),
     (r"^backbone\.norm(\d)\.", r"backbone.map_norms.\1."),
 )
 
@@ -394,7 +440,7 @@ def under_backbone(source):
     rules = tuple((moved(pattern), new and f"backbone.body.{new}") for pattern, new in source.rules)
     return replace(
         source,
-        name=f"{source.name} in mmsegmentation",
+        name=f"{source.name} in mmsegmentation or mmdetection",
         marks=tuple(map(moved, source.marks)),
         rules=(*DENSE_RULES, *rules),
         sizes=sizes,

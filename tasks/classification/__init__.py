@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.transforms import EvalTransform
+from tasks import methods
 from tasks.backbone import build_model
 from tasks.base import Headline, ImageTask
 from tasks.classification.data import build_data, mixing_of, sources_of, transforms_of
@@ -66,12 +67,14 @@ class Accuracy:
 class Classification(ImageTask):
     """Images of classes, from any dataset of the package data."""
 
+    say = staticmethod(lambda line: None)  # what is found of methods that change training alone
     headline = Headline("correct", "accuracy", "validation accuracy, %", counts, counted=("correct", "total"), unit="%")
 
     def __init__(self, config, world, log, training=True):
         self.config = config
         self.data = build_data(config, world, log.info, training)
         self.info, self.name = self.data.info, self.data.info.name
+        self.say = log.info
 
     @cached_property
     def mixing(self):
@@ -99,13 +102,19 @@ class Classification(ImageTask):
         return transforms_of(config, info)
 
     def learner(self, model):
-        """The model with the loss that fits the mixed targets."""
-        return Learner(model, self.mixing.criterion)
+        """The model with the loss that fits the mixed targets, and the methods that change training alone."""
+        if not methods.active(self.config):
+            return Learner(model, self.mixing.criterion)
+        extra = methods.build(self.config, model, self.info, self.say)
+        return methods.MethodLearner(model, self.mixing.criterion, extra)
 
     def inputs(self, batch, key, device, dtype):
-        """(images, targets), mixed (data/mixing.py)."""
+        """(images, targets), mixed (data/mixing.py), then the weights of the methods' losses."""
         seed, *place = key
-        return self.mixing(batch, (seed, "mix", *place), device, dtype)
+        mixed = self.mixing(batch, (seed, "mix", *place), device, dtype)
+        if not methods.active(self.config):
+            return mixed
+        return *mixed, *methods.weights(self.config, place[0], self.data.train.batches_per_epoch, device)
 
     def meter(self, device):
         """Exact counts."""

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, replace
 
 from data.datasets.registry import create
-from data.pipelines import CpuLoaders, check_classes, facts_of, identities, split
-from data.transforms import as_size
+from data.pipelines import CpuLoaders, identities
 from tasks.base import Data
-from tasks.classification.data import reading_of
+from tasks.classification.data import parts_of, reading_of, request_keywords, sizes
 from tasks.segmentation import shapes  # noqa: F401 - enters its dataset
 from tasks.segmentation.augment import EvalTransform, TrainTransform
 from tasks.segmentation.sources import DATASETS, LabelRequest, SegmentationInfo
@@ -32,10 +31,7 @@ def build_data(config, world, log, training=True):
     """
     if config.DATA.PIPELINE == "device":
         raise ConfigError("DATA.PIPELINE: 'device' - allowed: auto or cpu with TASK segmentation")
-    sources = sources_of(config, world, log)
-    check_classes(sources, config.MODEL.NUM_CLASSES)
-    parts = split(sources, config.DATA.VAL_SPLIT, config.SEED)
-    info = facts_of(sources.info, parts, config.DATA.MEAN, config.DATA.STD)
+    parts, info = parts_of(config, sources_of(config, world, log))
     transforms = transforms_of(config, info)
     reading = reading_of(config, world, log)
     train = CpuLoaders(reading, joint=True).train(parts["train"], transforms[0]) if training else None
@@ -49,13 +45,7 @@ def sources_of(config, world, log):
     """The Sources of DATA.DATASET, found and listed, no image read. Raises ConfigError, MissingError or DataError."""
     data = config.DATA
     request = LabelRequest(
-        path=data.DATA_PATH,
-        img_size=as_size(data.IMG_SIZE),
-        zip_mode=data.ZIP_MODE,
-        rank=world.rank,
-        world_size=world.size,
-        barrier=world.barrier,
-        log=log,
+        **request_keywords(config, world, log),
         ignore=data.IGNORE,
         reduce_zero=data.REDUCE_ZERO_LABEL,
         num_classes=config.MODEL.NUM_CLASSES,
@@ -80,10 +70,8 @@ def transforms_of(config, info):
 
 def describe(info, transforms, workers):
     """The effective pipeline as lines."""
-    sizes = f"{info.train_size} to train, {info.val_size} to validate"
-    sizes += f", {info.test_size} to test once at the end" if info.test_size else ""
     return [
-        f"data: {info.name}, {info.num_classes} classes, {sizes}, {workers} loader workers per process",
+        f"data: {info.name}, {info.num_classes} classes, {sizes(info)}, {workers} loader workers per process",
         *(f"train: {line}" for line in transforms[0].describe()),
         *(f"eval: {line}" for line in transforms[1].describe()),
     ]

@@ -48,8 +48,33 @@ def outline(random, label, height, width):
     return centre, [tuple(point) for point in centre + radius * np.array(CORNERS[label]) @ rotation.T]
 
 
+def filled(shape, height, width):
+    """bool (height, width): where an `outline` is."""
+    mask = Image.new("L", (width, height))
+    draw, ((x, y), corners) = ImageDraw.Draw(mask), shape
+    if isinstance(corners, list):
+        draw.polygon(corners, fill=1)
+    else:
+        draw.ellipse((x - corners, y - corners, x + corners, y + corners), fill=1)
+    return np.asarray(mask) > 0
+
+
+def drawing(random, height, width):
+    """(RGB PIL image, [(class, bool (height, width)), ...]).
+
+    One to three shapes on a grey texture, each with one of its own; later ones may cover earlier ones.
+    """
+    pixels, shapes = texture(random, 0, height, width), []
+    for _ in range(random.randint(1, 4)):
+        label = random.randint(1, len(CLASSES))
+        inside = filled(outline(random, label, height, width), height, width)
+        pixels[inside] = texture(random, label, height, width)[inside]
+        shapes.append((label, inside))
+    return Image.fromarray(pixels), shapes
+
+
 class Shapes(ImageDataset):
-    """One to three shapes on a grey texture, each with one of its own; later ones may cover earlier ones."""
+    """Drawings with a map of their classes."""
 
     def __init__(self, part, count, size):
         super().__init__(np.zeros(count))
@@ -61,33 +86,27 @@ class Shapes(ImageDataset):
 
     def example(self, index, note=ignore):
         """(PIL image, classes uint8 (H, W))."""
-        random = random_state("shapes", self.part, int(index))
-        height, width = self.size
-        pixels, labels = texture(random, 0, height, width), Image.new("L", (width, height))
-        for _ in range(random.randint(1, 4)):
-            label, before = random.randint(1, len(CLASSES)), np.asarray(labels).copy()
-            (x, y), shape = outline(random, label, height, width)
-            mask = Image.new("L", (width, height))
-            draw = ImageDraw.Draw(mask)
-            if isinstance(shape, list):
-                draw.polygon(shape, fill=1)
-            else:
-                draw.ellipse((x - shape, y - shape, x + shape, y + shape), fill=1)
-            inside = np.asarray(mask) > 0
-            pixels[inside] = texture(random, label, height, width)[inside]
-            labels = Image.fromarray(np.where(inside, label, before).astype(np.uint8))
-        return Image.fromarray(pixels), np.asarray(labels).copy()
+        image, shapes = drawing(random_state("shapes", self.part, int(index)), *self.size)
+        labels = np.zeros(self.size, dtype=np.uint8)
+        for label, inside in shapes:
+            labels[inside] = label
+        return image, labels
 
     def name(self, index):
         """Part and position."""
         return f"shapes/{self.part}[{index}]"
 
 
+def counts(request):
+    """{'train': number of drawings, 'val': number}. Raises ConfigError."""
+    chosen = chosen_options(request, DEFAULTS)
+    if min(chosen.values()) < 1:
+        raise ConfigError(f"DATA.DATASET {request.name}: {chosen}, but at least one image in train and in val")
+    return chosen
+
+
 @register("shapes", options=True, datasets=DATASETS)
 def shapes(request):
     """Drawn images of the size of the crop: 256 to train on, 64 to validate unless said otherwise."""
-    chosen = chosen_options(request, DEFAULTS)
-    if min(chosen.values()) < 1:
-        raise ConfigError(f"DATA.DATASET shapes: {chosen}, but at least one image in train and in val")
-    train, val = (Shapes(part, chosen[part], request.img_size) for part in ("train", "val"))
+    train, val = (Shapes(part, count, request.img_size) for part, count in counts(request).items())
     return Sources(train, val, SegmentationInfo("shapes", len(CLASSES), CLASSES))

@@ -21,6 +21,7 @@ from engine import command_line
 from tools.check.classification import ClassificationSubject
 from tools.check.cost import check_cost
 from tools.check.data import check_classes, check_data, check_images, check_overlap
+from tools.check.detection import DetectionSubject
 from tools.check.keys import check_keys
 from tools.check.model import check_by_heart, check_first_loss, check_gradients, check_model
 from tools.check.recipe import check_examples, check_schedule
@@ -46,7 +47,11 @@ missing, 69 device not there, 74 the report could not be written. Errors are one
 """
 
 SECONDS = 50.0
-SUBJECTS = {"classification": ClassificationSubject, "segmentation": SegmentationSubject}  # by TASK
+SUBJECTS = {  # by TASK
+    "classification": ClassificationSubject,
+    "segmentation": SegmentationSubject,
+    "detection": DetectionSubject,
+}
 
 
 class Check(NamedTuple):
@@ -63,7 +68,7 @@ BOTH = ("data", "model")
 
 CHECKS = {  # a new check is a function in a file of this folder and a row here
     "data": Check(check_data, "the dataset is found, its images can be read"),
-    "classes": Check(check_classes, "images or pixels per class in every part", ("data",)),
+    "classes": Check(check_classes, "images, pixels or objects per class in every part", ("data",)),
     "overlap": Check(check_overlap, "the same image in training and validation, or twice", ("data",)),
     "images": Check(check_images, "a sample: readable, sizes, mean and deviation", ("data",)),
     "model": Check(check_model, "image, patch and window fit; tokens, parameters", ("data",)),

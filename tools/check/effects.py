@@ -46,7 +46,7 @@ class Effects:
         """Everything that a run of the configuration is made of, as comparable facts."""
         subject = self.subject
         schedule = subject.schedule(config)
-        key = repr((config.MODEL, config.SEG, config.AMP, config.TRAIN.USE_CHECKPOINT, config.TRAIN.FREEZE))
+        key = repr((config.MODEL, config.SEG, config.DET, config.AMP, config.TRAIN.USE_CHECKPOINT, config.TRAIN.FREEZE))
         if key not in self.models:  # built once for all configurations that differ in what it is not made of
             self.models[key] = subject.hollow_model(config)
             freeze(self.models[key], config.TRAIN.FREEZE)

@@ -54,9 +54,8 @@ def check_first_loss(subject):
     indices = spread(len(subject.parts["train"]), GUESSES)
     model, images, labels = _plain(subject, indices)
     with torch.no_grad():
-        loss = subject.plain_loss(model(images), labels).item()
-    fair = math.log(subject.info.num_classes)
-    text = f"{loss:.3f} on {len(indices)} images, a fair guess has ln({subject.info.num_classes}) = {fair:.3f}"
+        loss, fair, words = subject.first_loss(model, images, labels)
+    text = f"{loss:.3f} on {len(indices)} images, a fair guess has {words} = {fair:.3f}"
     if not math.isfinite(loss) or abs(loss - fair) > MOST:
         advice = f"more than {MOST} away: look at the initial weights, the pixels' range and the labels"
         return [failed(text, advice)]
@@ -68,8 +67,7 @@ def check_first_loss(subject):
 def _plain(subject, indices):
     """(model without dropout, images and labels of the training set without augmentation), at the trial's size."""
     config = subject.at_trial_size(WITHOUT_DROPOUT)
-    batch = subject.plain_batch(config, indices)
-    return subject.new_model(config), *(tensor.to(subject.world.device) for tensor in batch)
+    return subject.new_model(config), *subject.on_device(*subject.plain_batch(config, indices))
 
 
 def check_gradients(subject):
@@ -133,7 +131,7 @@ def check_by_heart(subject):
     blind = subject.blind_loss(labels)
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=how.rate, weight_decay=0.0), []
     for _ in subject.until(SHARE, range(STEPS + 1)):  # the last one only to measure
-        loss = subject.plain_loss(model(images), labels)
+        loss = subject.loss(model, images, labels)
         losses.append(loss.item())
         if losses[-1] <= how.near_zero * blind or not math.isfinite(losses[-1]):
             break
@@ -141,7 +139,7 @@ def check_by_heart(subject):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
-    text = f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses) - 1} steps on {len(labels)} images"
+    text = f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses) - 1} steps on {len(images)} images"
     text += f" of {len(subject.classes_of(labels))} classes{subject.trial.remark}"
     if losses[-1] <= how.near_zero * blind:
         return [ok(f"{text} (wanted: {how.near_zero * blind:.3f}, {how.near_zero:.0%} of {how.name})")]

@@ -14,7 +14,7 @@ NAME = "examples.png"
 
 
 class Examples(NamedTuple):
-    """rows: (name, arrays (B, H, W, 3), captions (B,)) of a picture; remark: what else there is to say; legend: handles
+    """rows: (name, B arrays (H, W, 3), captions (B,)) of a picture; remark: what else there is to say; legend: handles
     of one below it."""
 
     rows: list
@@ -48,7 +48,8 @@ def check_schedule(subject):
 def check_examples(subject):
     """Write the picture of images as they are and augmented; not finite, or all of one colour: a failure."""
     indices = spread(len(subject.parts["train"]), COLUMNS)
-    augmented, targets = stack(subject.train_samples(subject.config), [(0, index) for index in indices])
+    samples, keys = subject.train_samples(subject.config), [(0, index) for index in indices]
+    augmented, targets = stack(samples, keys, subject.stacking)
     finite = torch.isfinite(augmented).flatten(1).all(1)
     problem = "" if finite.all() else f"{int((~finite).sum())} of {len(augmented)} are not finite"
     if all(image.max() == image.min() for image in augmented):

@@ -1,5 +1,6 @@
 """What is checked: one configuration, and what is built of it, each part once; and what a check says about it."""
 
+import math
 import time
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -11,7 +12,7 @@ import tasks
 from data import HostBatch, check_classes, facts_of, split
 from data.loaders import BatchReader, TrainLoader
 from data.samplers import TrainBatches
-from data.samples import TrainSamples, collate
+from data.samples import TrainSamples, collate, stacked
 from data.transforms import as_size
 from engine.throughput import endless, timed
 from engine.train import steps_per_epoch
@@ -81,8 +82,9 @@ class Trial(NamedTuple):
 class Subject:
     """A frozen configuration with its origins, and lazily everything that the checks need of it.
 
-    What is the task's stands in a class for each (classification.py, segmentation.py): `by_heart`, `evaluation_work`,
-    `plain_batch`, `plain_loss`, `blind_loss`, `various`, `recipe`, `rehearsal`, `class_findings` and `examples`.
+    What is the task's stands in a class for each (classification.py, segmentation.py, detection.py): `by_heart`,
+    `evaluation_work`, `plain_batch`, `plain_loss`, `blind_loss`, `various`, `recipe`, `rehearsal`, `class_findings` and
+    `examples`; where a batch is more than two tensors (detection.py) the section on batches and losses, too.
 
     folder: where the picture is written. processes: how many the run will have; the checks have one.
     seconds: for all checks together; a check takes its share of it. Everything raises RunErrors as a run would.
@@ -116,9 +118,9 @@ class Subject:
         """Seconds that one image of a training step takes at the trial's size, roughly."""
         model, device = self.new_model(self.at_trial_size({})), self.world.device
         images = torch.zeros(2, 3, *self.trial.size, device=device)
-        seconds = [timed(lambda: model(images).sum().backward(), 1, device)]
+        seconds = [timed(lambda: self.work(model, images).backward(), 1, device)]
         if seconds[0] <= 1:  # a short first pass only warms up
-            seconds.append(timed(lambda: model(images).sum().backward(), 1, device))
+            seconds.append(timed(lambda: self.work(model, images).backward(), 1, device))
         return seconds[-1] / len(images)
 
     def affords(self, images):
@@ -181,6 +183,36 @@ class Subject:
         transform, skip_bad = self.transforms(config)[0], config.DATA.BAD_IMAGES == "skip"
         return TrainSamples(self.parts[part], transform, config.SEED, skip_bad, self.task.joint)
 
+    # Batches and losses
+
+    stacking = staticmethod(stacked)  # how samples become a batch, see data/samples.py
+
+    def on_device(self, images, labels):
+        """A batch on the device."""
+        return images.to(self.world.device), labels.to(self.world.device)
+
+    def loss(self, model, images, labels):
+        """Of a batch, without smoothing, weights and dropout."""
+        return self.plain_loss(model(images), labels)
+
+    def first_loss(self, model, images, labels):
+        """(loss of the untrained model, what a fair guess has, how that is said)."""
+        classes = self.info.num_classes
+        return self.loss(model, images, labels).item(), math.log(classes), f"ln({classes})"
+
+    def work(self, model, images):
+        """A number whose gradients take as long as those of a loss."""
+        return model(images).sum()
+
+    def loader(self, samples, sampler, reader):
+        """The training loader of a trial; reader: the class BatchReader."""
+        return TrainLoader(reader(samples), sampler)
+
+    def joined(self, batches):
+        """One batch of several."""
+        images, labels = (torch.cat([getattr(part, name) for part in batches]) for name in ("images", "labels"))
+        return HostBatch(images, labels)
+
     # Model and recipe
 
     def given(self, config, train=None):
@@ -229,7 +261,7 @@ class TrialSteps(Steps):
         config = subject.at_trial_size({"DATA.BATCH_SIZE": self.batch, **usual, **changes})
         samples = subject.train_samples(config)
         sampler = TrainBatches(len(samples), self.batch, 0, 1, config.SEED)
-        task = subject.given(config, TrainLoader(BatchReader(samples), sampler))
+        task, self.joined = subject.given(config, subject.loader(samples, sampler, BatchReader)), subject.joined
         self.batches = endless(task.data.train)
         super().__init__(config, subject.world, task, subject.new_model(config))
 
@@ -239,9 +271,8 @@ class TrialSteps(Steps):
 
     def seconds_of(self, batches):
         """Seconds of one step on so many batches put together, which are at hand before."""
-        parts = [next(self.batches) for _ in range(batches)]
-        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-        return timed(lambda: self.take([HostBatch(images, labels)]), 1, self.world.device)
+        batch = self.joined([next(self.batches) for _ in range(batches)])
+        return timed(lambda: self.take([batch]), 1, self.world.device)
 
 
 def macs_per_second(device, side=512, repeats=8):
@@ -251,9 +282,9 @@ def macs_per_second(device, side=512, repeats=8):
     return repeats * side**3 / timed(lambda: matrix @ matrix, repeats, device)
 
 
-def stack(samples, keys):
+def stack(samples, keys, stacking=stacked):
     """(images (B, 3, H, W), labels (B, ...)) of samples by keys. Raises the RunError of one that cannot be read."""
-    batch = collate([samples[key] for key in keys])
+    batch = collate([samples[key] for key in keys], stacking)
     if isinstance(batch, RunError):
         raise batch
     return batch.images, batch.labels

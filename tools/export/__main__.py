@@ -15,6 +15,10 @@ accuracy as counts, preprocessing and how to load it.
 Of a segmentation run the model with its decode head is written: scores of each pixel, at the images' size (safetensors:
 as the head gives them). Height and width are free, but in a program, which takes the size of the run's crops.
 
+Of a detection run everything from one image that is not padded to its objects, in as many rows as DETECTIONS: boxes
+(x1, y1, x2, y2) in pixels of that image, scores by which they fall, 0 where there is no object, labels, and with masks
+the probabilities of 28 x 28 parts of each box. Scaling to the original image and pasting masks are left to the user.
+
 What was written is loaded again and compared with the model in PyTorch on random images at batch 1, 8 and 3, where the
 size is free at another one, too: the largest difference may be 1e-4 (times the largest logit where that exceeds 1).
 Otherwise nothing is left behind and the exit code is 70. Then both are timed, in turns.
@@ -37,7 +41,7 @@ from config import to_plain
 from engine.resume import choose_weights
 from models import get_variant, list_variants
 from tasks.segmentation import describe_test
-from tools.export.formats import FORMATS, ExportError, exported, facts
+from tools.export.formats import FORMATS, ExportError, exported, facts, is_dense, outputs
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.inputs import add_options, console
 from tools.shared.results import result_path, write_text, write_whole
@@ -53,6 +57,7 @@ TOLERANCE = 1e-4
 BATCHES = (1, 8, 3)  # compared; the first two are timed, too
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ("SEED", "MODEL", "DATA", "AUG", "TRAIN", "AMP")  # sections of the configuration that say how it was trained
+TASKS = {"segmentation": ("TASK", "SEG"), "detection": ("TASK", "DET")}  # and these of its task
 PATHS = ("DATA_PATH", "RESUME", "PRETRAINED")  # keys whose value is somebody's folder: the last part is enough
 
 
@@ -82,9 +87,10 @@ def cases(loaded, form, batch):
 
     Scores of pixels are large, so there are fewer images of them.
     """
-    segments, (height, width) = loaded.config.TASK == "segmentation", loaded.img_size
-    found = [(number, loaded.img_size) for number in ([batch] if batch else BATCHES[::2] if segments else BATCHES)]
-    if segments and form.any_size:
+    dense, (height, width) = is_dense(loaded), loaded.img_size
+    numbers = {"classification": BATCHES, "segmentation": BATCHES[::2], "detection": BATCHES[:1]}[loaded.config.TASK]
+    found = [(number, loaded.img_size) for number in ([batch] if batch else numbers)]
+    if dense and form.any_size:
         found.append((batch or 1, (5 * height // 4 + 1, 3 * width // 4 + 2)))  # smaller and larger, seldom divisible
     return found
 
@@ -97,22 +103,36 @@ def test_images(loaded, batch, size):
 
 @torch.inference_mode()
 def compare(loaded, exported, found):
-    """{case: largest difference of a logit} of `cases`. Raises ExportError if one is too large, or not a number."""
+    """{case: largest difference of an output} of `cases`. Raises ExportError if one is too large, or not a number."""
     differences = {}
     for batch, size in found:
         images, case = test_images(loaded, batch, size), f"at batch {batch}"
-        case += f" of {size[0]}x{size[1]}" if loaded.config.TASK == "segmentation" else ""
+        case += f" of {size[0]}x{size[1]}" if is_dense(loaded) else ""
         expected, given = loaded.model(images), exported(images)
-        if given.shape != expected.shape:
-            raise ExportError(f"{case} the file gives {tuple(given.shape)}, torch {tuple(expected.shape)}")
-        differences[case] = float((given - expected).abs().max())
-        allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-        if not differences[case] <= allowed:
-            raise ExportError(
-                f"{case} the file's logits differ from torch's by {differences[case]:.1e}, "
-                f"{allowed:.0e} is allowed; nothing is written"
-            )
+        if loaded.config.TASK == "detection":
+            given = in_order(given, expected)
+        else:
+            expected, given = (expected,), (given,)
+        differences[case] = 0.0
+        for name, theirs, wanted in zip(outputs(loaded), given, expected, strict=True):
+            if theirs.shape != wanted.shape:
+                raise ExportError(f"{case} the file gives {tuple(theirs.shape)}, torch {tuple(wanted.shape)}")
+            difference = float((theirs - wanted).abs().max())
+            allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
+            if not difference <= allowed:
+                raise ExportError(
+                    f"{case} the file's {name} differ from torch's by {difference:.1e}, "
+                    f"{allowed:.0e} is allowed; nothing is written"
+                )
+            differences[case] = max(differences[case], difference)
     return differences
+
+
+def in_order(given, expected):
+    """The rows of a detector's outputs in the order of those expected: equal scores come in any order."""
+    apart = torch.cdist(expected[0], given[0]) + 1e6 * (expected[2][:, None] != given[2])
+    rows = apart.argmin(dim=1)
+    return tuple(values[rows] for values in given)
 
 
 @torch.inference_mode()
@@ -148,7 +168,7 @@ def model_card(loaded, form, file, batch, weights):
         "parameters": f"{sum(parameter.numel() for parameter in loaded.model.parameters()):,}",
         "multiply-accumulates": f"{count_macs(loaded.model, loaded.img_size)['total']:,} an image, as fvcore counts",
         "input": f"`images`: float32 ({shapes[0]})",
-        "output": f"`logits`: float32 ({shapes[1]})",
+        "output": shapes[1],
         "trained on": f"{loaded.config.DATA.DATASET}, {len(loaded.class_names)} classes",
         headline_of(loaded).column: accuracy(loaded, weights),
         "commit of the training code": environment.get("commit", unknown),
@@ -157,9 +177,10 @@ def model_card(loaded, form, file, batch, weights):
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
     steps = "\n".join(f"{number}. {line}" for number, line in enumerate(loaded.transform.describe(), start=1))
-    usage = form.usage.format(file=file, shape=f"{batch or 1}, {channels}, {height}, {width}")
+    shape, names = f"{batch or 1}, {channels}, {height}, {width}", ", ".join(outputs(loaded))
+    usage = form.usage.format(file=file, shape=shape, outputs=names)
     classes = ", ".join(f"{number}: {name}" for number, name in enumerate(loaded.class_names))
-    sections = RECIPE + ("TASK", "SEG") * (loaded.config.TASK == "segmentation")
+    sections = RECIPE + TASKS.get(loaded.config.TASK, ())
     recipe = {name: value for name, value in to_plain(loaded.config).items() if name in sections}
     for section in ("DATA", "MODEL"):
         recipe[section] |= {key: Path(value).name for key, value in recipe[section].items() if key in PATHS and value}
@@ -195,14 +216,22 @@ Of an upright RGB image; its values are divided by 255, its channels come first.
 
 
 def input_and_output(loaded, form, batch):
-    """The shapes of `images` and of `logits`, in words."""
+    """The shape of `images`, and what comes out, in words."""
     size, classes = "{}, {}".format(*loaded.img_size), len(loaded.class_names)
     images, logits = f"{batch or 'any batch'}, {len(loaded.mean)}, ", f"{batch or 'batch'}, {classes}"
-    if loaded.config.TASK != "segmentation":
-        return images + size, logits
-    if not form.any_size:
-        return images + size, f"{logits}, {size}"
-    return f"{images}any height, any width", f"{logits}, {'height, width' if form.alone else 'those of the head'}"
+    if loaded.config.TASK == "detection":
+        rows = loaded.model.settings.detections
+        sizes = {"boxes": f"float32 ({rows}, 4)", "scores": f"float32 ({rows})", "labels": f"int64 ({rows})",
+                 "masks": f"float32 ({rows}, 28, 28)"}  # fmt: skip
+        found = "; ".join(f"`{name}`: {sizes[name]}" for name in outputs(loaded))
+        return f"1, {len(loaded.mean)}, " + ("any height, any width" if form.any_size else size), found
+    if not is_dense(loaded):
+        sides = (size, "")
+    elif not form.any_size:
+        sides = (size, f", {size}")
+    else:
+        sides = ("any height, any width", f", {'height, width' if form.alone else 'those of the head'}")
+    return images + sides[0], f"`logits`: float32 ({logits}{sides[1]})"
 
 
 def headline_of(loaded):
@@ -240,6 +269,10 @@ def main(argv):
     given = parse(argv)
     form = FORMATS[given.to]
     loaded = exported(load_model(given.checkpoint, "cpu", given.weights, tasks.TASKS), form)
+    if given.batch not in (None, 1) and loaded.config.TASK == "detection":
+        raise ConfigError(f"--batch {given.batch}: a detector in a file takes one image at a time")
+    if loaded.config.TASK == "detection" and form.alone:
+        given.batch = 1
     path = result_path(given.output or f"{loaded.name.replace('/', '_')}{form.ending}", (form.ending,))
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
         raise ConfigError(f"--output {path}: the libraries of this format take names in UTF-8 only")

@@ -19,6 +19,8 @@ import models
 from models.dense import feature_pyramid
 from models.dwnet import DynamicConv, InhomogeneousConv
 from tasks.backbone import model_keywords
+from tasks.detection import detector_arguments
+from tasks.detection.model import with_heads as with_detector
 from tasks.segmentation.inference import whole
 from tasks.segmentation.model import Segmenter, with_heads
 from tools.shared.command import need
@@ -29,7 +31,12 @@ EXAMPLE_BATCH = 2  # traced; one image would be taken for a constant
 # to whole patches, pairs and windows is in the graph. What is exported is compared at other sizes.
 EXAMPLE_SIZE = (65, 129)
 LARGEST_ONNX = 2**31 - 2**20  # bytes of weights; a protobuf file ends at 2 GiB
-INPUT, OUTPUT = "images", "logits"
+INPUT = "images"
+OUTPUTS = {  # of a task's models, as the file calls them
+    "classification": ("logits",),
+    "segmentation": ("logits",),
+    "detection": ("boxes", "scores", "labels", "masks"),  # the last one where there are masks
+}
 
 
 class ExportError(RunError):
@@ -40,10 +47,11 @@ class ExportError(RunError):
 
 @dataclass(frozen=True)
 class Format:
-    """prepare(loaded, batch) -> write(path); open(path) -> function of images (B, C, H, W), a tensor, giving logits.
+    """prepare(loaded, batch) -> write(path); open(path) -> function of images (B, C, H, W), a tensor, giving logits,
+    or the tuple of a detector's outputs.
 
     batch: None for any batch size, or the only one. runtime: who computes. usage: Python lines that load `{file}` and
-    turn images of `{shape}` into `logits` and `class_names`. any_size: whether a segmentation model in it takes images
+    turn images of `{shape}` into `{outputs}` and `class_names`. any_size: whether a dense model in it takes images
     of any height and width, as the model itself does. alone: whether the file works without this project; then scores
     of pixels have the size of the images.
     """
@@ -65,6 +73,17 @@ def exported(loaded, form):
     return replace(loaded, model=(AtImageSize(model) if form.alone else model).eval())
 
 
+def outputs(loaded):
+    """The names of what the model gives."""
+    names = OUTPUTS[loaded.config.TASK]
+    return names if loaded.config.TASK != "detection" or loaded.model.settings.masks else names[:-1]
+
+
+def is_dense(loaded):
+    """Whether the model takes images of any size."""
+    return loaded.config.TASK != "classification"
+
+
 class AtImageSize(nn.Module):
     """A Segmenter whose scores have the size of the images: (B, C, H, W) -> (B, K, H, W)."""
 
@@ -80,8 +99,7 @@ class AtImageSize(nn.Module):
 def facts(loaded):
     """{name: text} that stands in every file: values other than `variant` are JSON."""
     config, classes = loaded.config, len(loaded.class_names)
-    segments = config.TASK == "segmentation"
-    keywords = model_keywords(config, 0 if segments else classes, len(loaded.mean))
+    keywords = model_keywords(config, 0 if is_dense(loaded) else classes, len(loaded.mean))
     keywords = {key: value for key, value in keywords.items() if key not in ("pretrained", "use_checkpoint")}
     keywords["shortcut"] = {key: value for key, value in keywords["shortcut"].items() if key != "impl"}
     values = {
@@ -91,8 +109,11 @@ def facts(loaded):
         "mean": loaded.mean,
         "std": loaded.std,
     }
-    if segments:
+    if config.TASK == "segmentation":
         values |= {"head": {"head": config.SEG.HEAD, "channels": config.SEG.CHANNELS}, "scale": config.SEG.SCALE}
+    elif config.TASK == "detection":
+        values |= {"detector": {"head": config.DET.HEAD, **detector_arguments(config.DET)}}
+        values |= {"short_side": config.DET.TEST_SIZE, "long_side": config.DET.MAX_SIZE}
     else:
         values |= {"interpolation": config.DATA.INTERPOLATION, "crop": config.TEST.CROP}
     return {"variant": config.MODEL.TYPE} | {name: json.dumps(value) for name, value in values.items()}
@@ -160,6 +181,7 @@ class PoolSum(nn.Module):
         return ((place >= first) & (place < end)).to(image.dtype) / (end - first)
 
 
+HEADS = {"head": with_heads, "detector": with_detector}  # what stands in the facts
 FOR_ONNX = {DynamicConv: TapSum, InhomogeneousConv: TapSum, nn.AdaptiveAvgPool2d: PoolSum}
 
 
@@ -193,8 +215,8 @@ def prepare_onnx(loaded, batch):
     size = sum(tensor.nbytes for tensor in loaded.model.state_dict().values())
     if size > LARGEST_ONNX:
         raise ConfigError(f"--to onnx: {size / 2**30:.1f} GiB of weights, one ONNX file holds 2; use --to program")
-    options = {"dynamo": True, "input_names": [INPUT], "output_names": [OUTPUT], "verbose": False}
-    traced = example(loaded, batch, any_size=loaded.config.TASK == "segmentation")
+    options = {"dynamo": True, "input_names": [INPUT], "output_names": list(outputs(loaded)), "verbose": False}
+    traced = example(loaded, batch, any_size=is_dense(loaded))
     with refusals(loaded, "ONNX", torch.onnx.OnnxExporterError):
         program = torch.onnx.export(with_sums(loaded.model), **traced, **options)
     program.model.metadata_props.update(facts(loaded))
@@ -210,7 +232,8 @@ def open_onnx(path):
 
     def run(images):
         try:
-            return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+            found = tuple(map(torch.from_numpy, session.run(None, {INPUT: images.numpy()})))
+            return found if len(found) > 1 else found[0]
         except Exception as error:  # onnxruntime's have no class in common
             reason = str(error).splitlines()[0]
             raise ExportError(f"onnxruntime cannot run it on {tuple(images.shape)}: {reason}") from error
@@ -243,9 +266,10 @@ def open_safetensors(path):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     variant, arguments = metadata["variant"], json.loads(metadata["kwargs"])
-    if "head" in metadata:
+    kind = next((kind for kind in HEADS if kind in metadata), None)
+    if kind:
         classes = len(json.loads(metadata["class_names"]))
-        model = with_heads(feature_pyramid(variant, **arguments), classes, **json.loads(metadata["head"]))
+        model = HEADS[kind](feature_pyramid(variant, **arguments), classes, **json.loads(metadata[kind]))
     else:
         model = models.create(variant, **arguments)
     model.load_state_dict(load_file(path))
@@ -259,7 +283,7 @@ import onnxruntime
 
 images = numpy.zeros(({shape}), dtype="float32")  # prepared as said above
 session = onnxruntime.InferenceSession("{file}")
-logits = session.run(["logits"], {{"images": images}})[0]
+[{outputs}] = session.run(None, {{"images": images}})
 class_names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])"""
 
 PROGRAM_USAGE = """\
@@ -269,7 +293,7 @@ import torch
 images = torch.zeros({shape})  # prepared as said above
 facts = {{"facts.json": ""}}
 model = torch.export.load("{file}", extra_files=facts).module()
-logits = model(images)
+{outputs} = model(images)
 class_names = json.loads(json.loads(facts["facts.json"])["class_names"])"""
 
 SAFETENSORS_USAGE = """\
@@ -279,7 +303,7 @@ from safetensors import safe_open
 from tools.export.formats import open_safetensors  # of this project
 
 images = torch.zeros({shape})  # prepared as said above
-logits = open_safetensors("{file}")(images)
+{outputs} = open_safetensors("{file}")(images)
 with safe_open("{file}", "pt") as file:
     class_names = json.loads(file.metadata()["class_names"])"""
 

@@ -89,3 +89,25 @@ def whole_number(least):
 
 
 not_negative, positive = whole_number(0), whole_number(1)
+
+
+def points(text):
+    """argparse type: a size of a difference, above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def fraction(text):
+    """argparse type: numbers from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

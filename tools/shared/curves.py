@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from tools.shared.figures import line_style, new_figure, styled
 from utils.errors import ConfigError, MissingError, listing, nearest
 
-LOSSES = ("train_loss", "val_loss")  # the panels that `loss` stands for
+LOSSES = ("train_loss", "val_loss")  # the panels that `loss` stands for, where the runs have them
 TITLES = {"train_loss": "training loss", "val_loss": "validation loss", "lr": "learning rate"}
 # name of an axis -> its label, and the values (one per validated epoch) of the rows of a run
 AXES = {
@@ -61,7 +61,7 @@ def panels_of(groups, what=None):
     titles, columns = {**TITLES, headline.column: headline.title}, groups[0].runs[0].rows[0]
     keys = []
     for name in dict.fromkeys(what or ("loss", headline.column, "lr")):
-        keys += LOSSES if name == "loss" else [name]
+        keys += [key for key in LOSSES if key in columns] if name == "loss" else [name]
     for key in keys:
         if not isinstance(columns.get(key), int | float):
             known = ["loss", *(name for name, value in columns.items() if isinstance(value, int | float))]

@@ -13,9 +13,10 @@ from data import split, worker_count
 from data.datasets.folders import FolderImages, image_files
 from data.loaders import BatchReader
 from data.samplers import EvalShare
-from data.samples import EvalSamples, Sample
+from data.samples import EvalSamples, Sample, stacked
 from logger import Logger
 from tasks.base import check_classes
+from tasks.detection.sources import Objects
 from tools.shared.command import not_negative, positive
 from utils.distributed import World
 from utils.errors import ConfigError, DataError, MissingError, listing
@@ -124,6 +125,11 @@ class TolerantSamples(EvalSamples):
         return sample
 
 
+def without_objects(images, labels):
+    """A batch as in training, but that of objects, of which no two images have as many, the label is UNKNOWN."""
+    return stacked(images, [UNKNOWN if isinstance(label, Objects) else label for label in labels])
+
+
 class Batches:
     """Iterating gives (positions int64 (B,), images float (B, 3, H, W) on the CPU, labels int64 (B,)), in order.
 
@@ -141,7 +147,7 @@ class Batches:
         if workers is None:
             workers = 0 if len(images) <= FEW else worker_count(data.NUM_WORKERS, 1)
         pin = loaded.device.type == "cuda"
-        self.reader = BatchReader(samples, workers, data.WORKER_TIMEOUT, pin, self.log.info)
+        self.reader = BatchReader(samples, workers, data.WORKER_TIMEOUT, pin, self.log.info, stack=without_objects)
 
     def __iter__(self):
         batches = self.reader.read(self.plan, lambda number: f"from {self.images.name(self.plan[number][0])} on")
@@ -164,7 +170,7 @@ def with_progress(batches, total, log):
     shown = started
     for batch in batches:
         yield batch
-        done += len(batch.labels)
+        done += len(batch.images)
         now = time.perf_counter()
         if now - shown >= interval or (done == total and shown > started):
             shown = now

@@ -14,7 +14,7 @@ from config import KEYS, completed, flat
 from utils.errors import ConfigError, DataError, MissingError
 from utils.run_folder import CHECKPOINTS
 
-METRICS = ("epoch", "step", "lr", "train_loss", "val_loss", "img_per_s", "seconds")  # of a row, beside the headline
+METRICS = ("epoch", "step", "lr", "train_loss", "img_per_s", "seconds")  # of a row, beside the headline
 SUMMARY = ("best", "final", "params", "macs", "img_size", "seconds")
 # What two seeds of one configuration may differ in. The name stays: whoever gave two names meant two things.
 SEED_KEYS = {"SEED", *(key for key, row in KEYS.items() if row.free)} - {"MODEL.NAME"}
@@ -156,7 +156,7 @@ def read_origins(text):
     origins, parents = {}, []
     for indent, key, rest in re.findall(r"^( *)([A-Za-z0-9_]+):(.*)$", text, re.MULTILINE):
         parents = [*parents[: len(indent) // 2], key]
-        if rest.strip():
+        if rest.strip() and not rest.startswith(" {}"):  # a section, with or without values
             _, mark, origin = rest.rpartition("  # ")
             origins[".".join(parents)] = origin.strip() if mark else "default"
     return origins

@@ -1,6 +1,6 @@
 """Real optimizer steps for tools that measure or check a training, and copies of a configuration with other values."""
 
-from config import value_of
+from config import default_config, value_of
 from engine.build import build_settings, build_state
 from engine.sync import Wishes
 from engine.train import train_step
@@ -23,7 +23,7 @@ class GivenTask(Classification):
     """Classification with a mixing and a training loader that are there already."""
 
     def __init__(self, mixing, train):
-        self.mixing, self.data = mixing, Data(train, None, None, [])
+        self.mixing, self.data, self.config = mixing, Data(train, None, None, []), default_config()
 
 
 class Steps:

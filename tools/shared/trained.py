@@ -1,7 +1,7 @@
 """A trained model out of one of our checkpoints, nothing but the file is read, and what it says about images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class LoadedModel:
     """`model` in evaluation mode on `device`; `config` is the frozen configuration it was trained with.
 
     class_names: one per logit. mean, std: per channel, for pixels in 0..1. `transform`: PIL image -> (3, H, W), the
-    preprocessing of its evaluation (Task.preparation). `epochs`: how many it was trained for.
+    preprocessing of its evaluation (Task.preparation). `epochs`: how many it was trained for. facts: Task.facts.
     """
 
     path: Path
@@ -43,6 +43,7 @@ class LoadedModel:
     transform: Callable
     device: torch.device
     epochs: int
+    facts: dict = field(default_factory=dict)
 
     @property
     def name(self):
@@ -91,7 +92,8 @@ def load_model(path, device="auto", weights=None, known=("classification",)):
     transform = task.preparation(config, mean, std)
     history = payload.get("progress", {}).get("history", [])
     epochs = history[-1]["epoch"] + 1 if history else 0
-    return LoadedModel(path, model.to(device).eval(), config, classes, mean, std, transform, device, epochs)
+    model, facts = model.to(device).eval(), payload["data"]
+    return LoadedModel(path, model, config, classes, mean, std, transform, device, epochs, facts)
 
 
 def checkpoint_of(path):

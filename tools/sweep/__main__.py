@@ -67,9 +67,10 @@ def check_options(options):
 def data_paths(words):
     """{dataset or '': folder} of `DIR` and `DATASET=DIR` words."""
     from data.datasets import list_datasets
-    from tasks.segmentation.sources import DATASETS
+    from tasks.detection.sources import DATASETS as WITH_OBJECTS
+    from tasks.segmentation.sources import DATASETS as WITH_LABELS
 
-    paths, known = {}, {*list_datasets(), *DATASETS}
+    paths, known = {}, {*list_datasets(), *WITH_LABELS, *WITH_OBJECTS}
     for word in words:
         name, equals, folder = word.partition("=")
         name, folder = (name, folder) if equals and name in known else ("", word)

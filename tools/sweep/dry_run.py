@@ -15,7 +15,11 @@ from tools.sweep.train import CLASSES, parameters
 from utils.distributed import choose_device
 from utils.errors import MissingError
 
-NOISE = {"classification": "fake:train={},val={},classes={}", "segmentation": "shapes:train={},val={}"}  # by TASK
+NOISE = {  # by TASK
+    "classification": "fake:train={},val={},classes={}",
+    "segmentation": "shapes:train={},val={}",
+    "detection": "detection_shapes:train={},val={}",
+}
 KNOWN = {  # images to train on, images to validate on, classes
     "cifar10": (50_000, 10_000, 10),
     "cifar100": (50_000, 10_000, 100),
@@ -59,14 +63,15 @@ class Estimate:
     def seconds_of(self, config):
         """(seconds of a whole run or None if the size of its data is unknown, number of classes)."""
         plain = to_plain(config)
-        key = json.dumps([plain[section] for section in ("TASK", "DATA", "SEG", "AUG", "TEST")])
+        key = json.dumps([plain[section] for section in ("TASK", "DATA", "SEG", "DET", "AUG", "TEST")])
         if key not in self.data:
             self.data[key] = self.data_of(config)
         subject, prepare, classes = self.data[key]
         if subject is None:
             return None, classes
         model = {name: value for name, value in plain["MODEL"].items() if name not in FREE_OF_SIZE}
-        key = json.dumps([model, plain["DATA"]["IMG_SIZE"], *(plain[name] for name in ("TASK", "SEG", "AMP", "TRAIN"))])
+        others = (plain[section] for section in ("TASK", "SEG", "DET", "AMP", "TRAIN"))
+        key = json.dumps([model, plain["DATA"]["IMG_SIZE"], *others])
         if key not in self.steps:
             self.steps[key] = measure(noise_like(config, (config.DATA.BATCH_SIZE, 0, classes)))
         compute, loading = epoch_seconds(subject, self.steps[key], prepare)
@@ -92,10 +97,10 @@ class Estimate:
 def noise_like(config, sizes):
     """The Subject of a configuration with noise for its data; sizes: images to train on, to validate on, classes.
 
-    Label maps are drawn with a few classes, as if there were more.
+    Label maps and objects are drawn of a few classes, as if there were more.
     """
     train, val, classes = sizes
-    classes = max(classes, len(CLASSES_DRAWN)) if config.TASK == "segmentation" else classes
+    classes = max(classes, len(CLASSES_DRAWN)) if "shapes" in NOISE[config.TASK] else classes
     noise = NOISE[config.TASK].format(max(train, classes), max(val, classes), classes)
     subject = subject_of(changed(config, {"DATA.DATASET": noise, "DATA.VAL_SPLIT": 0.0, "MODEL.NUM_CLASSES": 0}))
     info = replace(subject.sources.info, num_classes=classes, class_names=tuple(map(str, range(classes))))

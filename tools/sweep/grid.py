@@ -60,7 +60,9 @@ def read_grid(path):
     for combination in itertools.product(*(values.items() for values in axes.values())):
         labels = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
         values = common | {key: text for _, changes in combination for key, text in changes.items()}
-        cells.append(Cell(path.parent / values.pop("base"), labels, values))
+        base = _base(values, labels, axes)
+        values = {key: _filled(text, labels) for key, text in values.items() if key.partition(".")[0] != "base"}
+        cells.append(Cell(path.parent / base, labels, values))
     cells = _without_excluded(cells, _values(sections["exclude"], []), axes, path)
     name = UNSAFE.sub("-", "-".join(map(str, _values(sections["name"], [path.stem]))))
     if not name.strip("."):
@@ -119,6 +121,25 @@ def _list_axis(key, leaf):
     if len(values) < len(leaf.value):
         raise ConfigError(f"axes.{key}: a value stands twice ({leaf.origin})")
     return values
+
+
+def _filled(text, labels):
+    """The text of a value with the cell's label on an axis in place of `{axis}`."""
+    for axis, label in labels.items():
+        text = text.replace(f"{{{axis}}}", label)
+    return text
+
+
+def _base(values, labels, axes):
+    """The `base` of a cell; `base.LABEL` stands for it in cells of that label."""
+    known, base = {label for others in axes.values() for label in others}, values["base"]
+    for key, text in values.items():
+        section, _, label = key.partition(".")
+        if section == "base" and label:
+            if label not in known:
+                raise ConfigError(f"{key}: no value is called {label!r}{nearest(label, known)}: {listing(known)}")
+            base = text if label in labels.values() else base
+    return base
 
 
 def _without_excluded(cells, rules, axes, path):

@@ -7,10 +7,16 @@ from string import ascii_lowercase
 
 from logger import duration
 from tools.shared.markup import element, join, page, table
-from tools.shared.spread import Difference
+from tools.shared.spread import CAUTION, LEVEL, POWER, Difference
 from tools.table.rows import METRICS
 
 EMPTY = "–"
+SEEDS = "seeds needed"
+MEANING = (
+    f"pairs of runs with which a paired t test (two-sided, {1 - LEVEL:.0%}) finds a true difference of the claimed "
+    f"size (--claim, else the one measured here) in {POWER:.0%} of attempts, by the deviation measured here; in "
+    f"brackets, by that deviation's upper {CAUTION:.0%} limit, since few seeds know it poorly"
+)
 LETTERS = [*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2))]  # of the notes: a, ..., z, aa, ab, ...
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -32,11 +38,12 @@ def gap(row, metric):
 
 def shown(row, metric, marks):
     """{header: text} of one row. `metric`: what differences and gaps are measured in."""
-    reference, params, macs, size = row.published, row.fact("params"), row.fact("macs"), row.fact("img_size")
+    reference, params, macs = row.published, row.fact("params"), row.fact("macs")
     distance, done, waiting = gap(row, metric), len(row.runs), len(row.missing) + len(row.unfinished)
+    conditions = row.conditions
     difference, unit = EMPTY, f", {row.headline.unit}" if row.headline.unit else ""
     if row.difference:
-        mean, low, high, n = row.difference
+        mean, low, high, n, _ = row.difference
         bounds = "" if low is None else f" [{signed(low)}, {signed(high)}]"
         difference = f"{signed(mean)}{bounds} (n {n})"
     return {
@@ -46,13 +53,16 @@ def shown(row, metric, marks):
         "/".join(row.headline.counted) or "counts": "/".join(map(str, row.counts(metric))) or EMPTY,
         "parameters": f"{params:,}" if params else EMPTY,
         "MACs, M": f"{macs / 1e6:,.2f}" if macs else EMPTY,
-        "image": "×".join(map(str, size)) if isinstance(size, list) else str(size or EMPTY),
+        "image": conditions.get("image", EMPTY),
+        "passes": str(conditions.get("passes") or EMPTY),
         "time": duration(row.seconds) if row.runs else EMPTY,
         "img/s": f"{row.rate:.0f}" if row.rate else EMPTY,
         f"Δ {metric} [95 %]": difference,
         "against": row.baseline or EMPTY,
+        SEEDS: str(row.needed or EMPTY),
         f"published{unit}": f"{reference.figure:.2f}" if reference else EMPTY,
         f"{metric} − published": signed(distance) if distance is not None else EMPTY,
+        "published with": reference.conditions if reference else EMPTY,
         "source": reference.source if reference else EMPTY,
         "notes": " ".join(marks) or EMPTY,
     }
@@ -64,21 +74,19 @@ def grid_of(rows, metric):
     cells = [shown(row, metric, [marks[note] for note in row.notes]) for row in rows]
     headers = [header for header in cells[0] if any(line[header] != EMPTY for line in cells)]
     notes = [f"{letter}: {text}" for text, letter in marks.items()]
+    notes += [f"{SEEDS}: {MEANING}"] * (SEEDS in headers)
     return headers, [[line[header] for header in headers] for line in cells], notes
 
 
-def markdown(rows, metric):
+def markdown(headers, lines, notes):
     """A Markdown table, then the notes as a list."""
-    headers, lines, notes = grid_of(rows, metric)
-
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (headers, *lines)]
     rows.insert(1, "|" + "---|" * len(headers))
     return "\n".join([*rows, *[""] * bool(notes), *(f"- {note}" for note in notes)]) + "\n"
 
 
-def latex(rows, metric):
+def latex(headers, lines, notes):
     """A tabular with booktabs rules; the notes follow it."""
-    headers, lines, notes = grid_of(rows, metric)
     escapes = str.maketrans(LATEX)
     head, *body = [" & ".join(cell.translate(escapes) for cell in line) + r" \\" for line in (headers, *lines)]
     columns = "l" + "r" * (len(headers) - 1)
@@ -89,21 +97,24 @@ def latex(rows, metric):
 
 def part_of_page(rows, metric):
     """The table and its notes as Markup, for a page that holds more."""
-    headers, lines, notes = grid_of(rows, metric)
+    return _part(*grid_of(rows, metric))
+
+
+def _part(headers, lines, notes):
     remarks = (element("p", note, class_="note") for note in notes)
     return join(table(headers, lines, "Mean ± standard deviation over the seeds; n: number of runs"), *remarks)
 
 
-def html(rows, metric):
+def html(headers, lines, notes):
     """A page of its own that needs nothing else."""
-    return page("Results", part_of_page(rows, metric))
+    return page("Results", _part(headers, lines, notes))
 
 
 def raw(row, metric):
     """{column: value} of one row with every figure unrounded, for CSV."""
     reference = row.published
     measured = {f"{name}_{part}": getattr(row.spread(name), part, None) for name in METRICS for part in ("mean", "std")}
-    difference, counted = row.difference or Difference(None, None, None, None), row.headline.counted
+    difference, counted = row.difference or Difference(*[None] * 5), row.headline.counted
     figures = {
         "model": row.name,
         **measured,
@@ -116,12 +127,15 @@ def raw(row, metric):
         "params": row.fact("params"),
         "macs": row.fact("macs"),
         "img_size": row.fact("img_size"),
+        "passes": row.conditions.get("passes"),
         "seconds": row.seconds,
         "img_per_s": row.rate,
         "baseline": row.baseline,
         **{f"difference_{name}": value for name, value in difference._asdict().items()},
+        "seeds_needed": getattr(row.needed, "n", None),
+        "seeds_needed_cautious": getattr(row.needed, "cautious", None),
         "published": getattr(reference, "figure", None),
-        "published_source": getattr(reference, "source", None),
+        **{f"published_{name}": getattr(reference, name, None) for name in ("source", "epochs", "passes", "selection")},
         "gap": gap(row, metric),
         "notes": "; ".join(row.notes),
     }
@@ -129,9 +143,8 @@ def raw(row, metric):
     return {"model": row.name, **labels, **figures}
 
 
-def comma_separated(rows, metric):
-    """CSV with a header line; all columns, figures unrounded, notes in full."""
-    lines = [raw(row, metric) for row in rows]
+def comma_separated(lines):
+    """CSV of {column: value} lines with a header line; all columns."""
     text = io.StringIO()
     writer = csv.DictWriter(text, dict.fromkeys(column for line in lines for column in line), lineterminator="\n")
     writer.writeheader()
@@ -139,4 +152,11 @@ def comma_separated(rows, metric):
     return text.getvalue()
 
 
-FORMATS = {"md": markdown, "latex": latex, "csv": comma_separated, "html": html}
+def written(form, rows, metric):
+    """The table of the rows as text; `csv` has the figures unrounded and the notes in full."""
+    if form == "csv":
+        return comma_separated([raw(row, metric) for row in rows])
+    return FORMATS[form](*grid_of(rows, metric))
+
+
+FORMATS = {"md": markdown, "latex": latex, "html": html}  # of (headers, lines of texts, notes)

@@ -6,13 +6,14 @@ Remarked on are other recipes and sources, gaps, and what the difference to a ba
 import json
 import statistics
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import tasks
 from config import KEYS, flat
-from tools.shared.published import Published, published
-from tools.shared.runs import SEED_KEYS, find_runs, group_runs
-from tools.shared.spread import Difference, Spread, paired_difference, spread
+from tools.shared.published import Published, passes, published, start_of
+from tools.shared.runs import SEED_KEYS, find_runs, group_runs, is_run, read_run
+from tools.shared.spread import Difference, Needed, Spread, paired_difference, seeds_needed, spread
 from tools.sweep.grid import value_label
 from utils.errors import ConfigError, DataError, listing, nearest
 
@@ -35,6 +36,7 @@ class Row:
     missing: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     difference: Difference | None = None
+    needed: Needed | None = None  # seeds for a claimed difference to the baseline
     baseline: str = ""
 
     @property
@@ -77,6 +79,17 @@ class Row:
         return statistics.fmean(medians) if medians else None
 
     @property
+    def conditions(self):
+        """{name: value} of what two rows must share for their accuracies to be put side by side without a word."""
+        if not self.config:
+            return {}
+        size, start = self.config["DATA.IMG_SIZE"], self.config["MODEL.PRETRAINED"]
+        image = "×".join(map(str, size)) if isinstance(size, list) else str(size)
+        begun = f"of {start_of(start)}" if start else "random"
+        chosen = "held-out images" if self.config["DATA.VAL_SPLIT"] else "the test images"
+        return {"image": image, "passes": passes(self.config), "start": begun, "validated on": chosen}
+
+    @cached_property
     def published(self) -> Published | None:
         """The published figure for this configuration."""
         return published(self.config, self.provenance.get("processes") or 1) if self.config else None
@@ -188,8 +201,11 @@ def brief(row, rows, name):
     return str(value)
 
 
-def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
-    """([Row] with all remarks, the metric that they are compared in) of the runs at or below the folders."""
+def make_rows(folders, metric="auto", baseline=(), by=(), pool=(), claim=None):
+    """([Row] with all remarks, the metric that they are compared in) of the runs at or below the folders.
+
+    claim: the difference, in points, for which `needed` counts the seeds; None: each row's own difference.
+    """
     runs, notes = find_runs(folders), read_notes(folders)
     rows = build_rows(runs, notes, pool)
     tested = [bool(row.scores("test")) for row in rows if row.runs]
@@ -202,7 +218,12 @@ def make_rows(folders, metric="auto", baseline=(), by=(), pool=()):
     label_axes(rows, axes)
     for row in rows:
         remark_on_gaps(row)
+        remark_on_published(row, metric)
+        if row.config and row.config["MODEL.PRETRAINED"]:
+            row.notes.append(f"not from scratch: starts from {described(row.config['MODEL.PRETRAINED'])}")
     compare_with(rows, baseline, metric)
+    for row in rows:
+        row.needed = row.difference and seeds_needed(row.difference, claim)
     return rows, metric
 
 
@@ -259,14 +280,36 @@ def most_common(values):
 
 
 def remark_on_gaps(row):
-    """Remarks on missing and unfinished seeds and on a recipe that is not the published one."""
+    """Remarks on missing and unfinished seeds."""
     if row.missing:
         row.notes.append(f"missing: seed {', '.join(map(str, row.missing))}")
     if row.unfinished:
         parts = ", ".join(f"seed {seed} ({trained})" for seed, trained in sorted(row.unfinished.items()))
         row.notes.append(f"not finished, not counted: {parts}")
-    if row.published and row.published.recipe_differs:
+
+
+def described(weights):
+    """`FILE (dino, 20 of 20 epochs)` of a file of weights that a run left, else its name alone."""
+    folder = Path(weights).parent.parent
+    if not is_run(folder):
+        return weights
+    run = read_run(folder)
+    return f"{weights} ({run.config['TASK']}, {'{} of {} {}'.format(*run.trained)})"
+
+
+def remark_on_published(row, metric):
+    """Remarks on what keeps a published figure from being compared: another recipe, other passes, another selection."""
+    if not row.published or not row.runs:
+        return
+    if row.published.recipe_differs:
         row.notes.append(f"not the published recipe: {', '.join(row.published.recipe_differs)}")
+    chosen = "the test set" if not row.config["DATA.VAL_SPLIT"] else "held-out images"
+    ours = {"best": f"best epoch on {chosen}", "test": f"best epoch on {chosen}"}.get(metric, "last epoch")
+    theirs = row.published.selection or "not stated"
+    if theirs != ours:
+        ours += f", mean over seeds (n {len(row.runs)})"
+        row.notes.append(f"{metric} is the {ours}; the published figure is the {theirs}")
+
 
 
 def compare_with(rows, wanted, metric):
@@ -306,9 +349,13 @@ def counterpart(row, rows, label):
 def measure(row, baseline, metric):
     """Difference of one row to its baseline."""
     row.difference = paired_difference(row.scores(metric), baseline.scores(metric))
+    there = baseline.conditions
+    other = [f"{name} {value} (there {there[name]})" for name, value in row.conditions.items() if value != there[name]]
     unpaired = ", ".join(map(str, sorted(row.runs.keys() ^ baseline.runs.keys())))
     if row.difference:
         row.baseline = baseline.name
+        if other:
+            row.notes.append(f"under other conditions than {baseline.name}: {', '.join(other)}")
         if unpaired:
             row.notes.append(f"compared over {row.difference.n} common seeds; seeds {unpaired} are not in both")
     elif row.runs:
