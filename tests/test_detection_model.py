@@ -327,3 +327,15 @@ def test_thresholds_and_numbers_are_settable():
         assert [len(one.boxes) for one in few.detect(images, sizes, sizes)] == [4, 4]
         none = small_detector(score_threshold=0.99).eval().detect(images, sizes, sizes)
     assert [(len(one.boxes), len(one.masks)) for one in none] == [(0, 0)] * 2
+
+
+@pytest.mark.parametrize("part", ["rpn_head.bbox_pred", "roi_head.bbox_head.0.fc_reg"])
+def test_what_is_no_number_is_a_loss_that_is_none_and_no_crash(part):
+    """RoIAlign of such a box would read memory that is not its own."""
+    model, (images, sizes, targets) = small_detector("cascade_mask_rcnn"), small_batch()
+    torch.nn.init.constant_(model.get_submodule(part).weight, float("nan"))
+    loss, _ = Learner(model)(images, sizes, targets)
+    assert not loss.isfinite()
+    with torch.no_grad():
+        for found in model.eval().detect(images, sizes, sizes):
+            assert found.boxes.isfinite().all()

@@ -281,3 +281,16 @@ def test_configurations(path, monkeypatch):
     assert float(flops) == pytest.approx(count_macs(model, cfg.DATA.IMG_SIZE)["total"] / 1e9, abs=0.006)
     for file in (cfg.GUIDANCE.TEACHER, cfg.DISTILLATION.TEACHER, cfg.MODEL.PRETRAINED):
         assert not file or (path.parent / f"{Path(file).parts[1]}.yaml").exists()
+
+
+def test_the_step_is_one_graph(tmp_path):
+    """torch.compile finds nothing that it has to leave out, the teachers included, and computes the same."""
+    timm_weights(tmp_path / "teacher.pth")
+    settings = {"TEACHER": "timm/resnet10t", "TEACHER_WEIGHTS": str(tmp_path / "teacher.pth")}
+    learner, shares = learner_of(small("vit_tiny"), GUIDANCE=settings, DISTILLATION=settings, DRLOC={"WEIGHT": 0.1})
+    inputs = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]), *shares
+    losses = []
+    for runner in (learner, torch.compile(learner, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(1)
+        losses.append(runner(*inputs)[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

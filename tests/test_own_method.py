@@ -100,7 +100,6 @@ print(*(sum(p.numel() for p in one.parameters()) for one in (model, models.creat
     assert len(set(done.stdout.split())) == 1  # as many parameters as the plain one
 
 
-@pytest.mark.slow
 def test_the_page_trains_it_beside_the_others(tree):
     write_others(tree)  # before the tree has what this process has not imported
     write_the_method(tree)

@@ -47,7 +47,7 @@ def test_origins_are_those_of_the_command(finished):
 
 
 def test_origins_of_values_that_look_like_comments():
-    text = "A: '  # x'                  # --opts\nB:\n  C: 1   # default\nD: [1, 2]  # a.yaml:3\n"
+    text = "A: '  # x'                  # --opts\nB:\n  C: 1   # default\n  E: {}  # default\nD: [1, 2]  # a.yaml:3\n"
     assert read_origins(text) == {"A": "--opts", "B.C": "default", "D": "a.yaml:3"}
 
 

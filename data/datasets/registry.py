@@ -10,7 +10,8 @@ DATASETS = {}
 
 @dataclass(frozen=True)
 class Request:
-    """What a dataset function may want to know. `img_size` is (height, width), used by `fake` alone.
+    """What a dataset function may want to know. `img_size` is (height, width), used by `fake` alone, `exclude` by
+    `imagenet22k`.
 
     `barrier` makes the processes of a run wait for each other; `log` takes a line of text. `name` is the dataset's,
     `options` are the numbers behind its colon (`fake:train=512,classes=5`): `create` fills them in.
@@ -21,6 +22,7 @@ class Request:
     download: bool = True
     zip_mode: bool = False
     cache_mode: str = "part"
+    exclude: str = ""
     rank: int = 0
     world_size: int = 1
     barrier: Callable = lambda: None

@@ -36,8 +36,9 @@ def decode(boxes, deltas, stds):
 
 
 def clipped(boxes, size):
-    """Kept within an image of `size` (h, w)."""
-    return torch.stack([boxes[..., i].clamp(0, size[1 - i % 2]) for i in range(4)], dim=-1)
+    """Kept within an image of `size` (h, w). What is no number becomes 0: RoIAlign reads anywhere in memory by it."""
+    within = torch.stack([boxes[..., i].clamp(0, size[1 - i % 2]) for i in range(4)], dim=-1)
+    return within.nan_to_num(nan=0.0)
 
 
 def giou_loss(boxes, targets):

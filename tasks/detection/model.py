@@ -57,10 +57,11 @@ class Detector(nn.Module):
         return list(self.neck({str(i): image for i, image in enumerate(self.backbone(images))}).values())
 
     def predict(self, images):
-        """(maps, what the RPN predicts on them)."""
+        """(maps in the type of boxes, what the RPN predicts on them)."""
         maps = self.maps(images)
-        dtype = torch.promote_types(images.dtype, torch.float32)  # of boxes: bfloat16 knows no pixel beyond 256
-        return maps, self.rpn_head.predict(maps, dtype)
+        dtype = torch.promote_types(images.dtype, torch.float32)  # bfloat16 knows no pixel beyond 256
+        predicted = self.rpn_head.predict(maps, dtype)
+        return [image.to(dtype) for image in maps], predicted
 
     def propose(self, images, sizes):
         """(maps, what the RPN predicts on them, [proposals (n, 4) of each image])."""

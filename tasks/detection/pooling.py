@@ -24,5 +24,5 @@ def pooled(maps, rois, strides, size):
     found = rois.new_zeros(len(rois), maps[0].shape[1], size, size)
     for number, (image, stride) in enumerate(zip(maps, strides, strict=True)):
         index = (level == number).nonzero().flatten()
-        found.index_copy_(0, index, roi_align(image.to(rois.dtype), rois[index], size, 1 / stride, 0, True))
+        found.index_copy_(0, index, roi_align(image, rois[index], size, 1 / stride, 0, True))
     return found

@@ -34,10 +34,14 @@ class RoIHead(nn.Module):
         outputs = self.bbox_head[stage](pooled(maps, with_image(boxes), self.strides, box_head.SIZE))
         return tuple(output.to(boxes[0].dtype) for output in outputs)
 
-    def mask_outputs(self, stage, maps, boxes):
-        """Logits (n, C, 28, 28) of a stage for [boxes of each image], in their type."""
-        features = pooled(maps, with_image(boxes), self.strides, mask_head.SIZE)
-        return self.mask_head[stage](features).to(boxes[0].dtype)
+    def mask_features(self, maps, boxes):
+        """(n, channels, 14, 14) for [boxes of each image]."""
+        return pooled(maps, with_image(boxes), self.strides, mask_head.SIZE)
+
+    def mask_logits(self, stage, features, labels):
+        """(n, 28, 28) of a stage for features (n, channels, 14, 14) of objects of classes `labels` (n,)."""
+        logits = self.mask_head[stage](features)
+        return logits[torch.arange(len(labels), device=labels.device), labels].to(features.dtype)
 
     def losses(self, maps, proposals, sizes, targets):
         """{'class': , 'box': , 'mask': } with weights; of a cascade 'class0', ... of each stage.
@@ -93,8 +97,7 @@ class RoIHead(nn.Module):
             wanted.append(mask_head.mask_targets(target["masks"][:, :height, :width], box, one.owners))
             labels.append(target["labels"][one.owners])
         wanted, labels = torch.cat(wanted), torch.cat(labels)
-        logits = self.mask_outputs(stage, maps, boxes)
-        logits = logits[torch.arange(len(labels), device=labels.device), labels]
+        logits = self.mask_logits(stage, self.mask_features(maps, boxes), labels)
         return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / max(1, wanted.numel())
 
     @torch.no_grad()
@@ -142,8 +145,8 @@ class RoIHead(nn.Module):
 
     def mask_probabilities(self, maps, boxes, labels):
         """(n, 28, 28) of the classes `labels` (n,) in [boxes of each image], mean of all stages."""
-        index = torch.arange(len(labels), device=labels.device)
-        stages = [self.mask_outputs(stage, maps, boxes)[index, labels].sigmoid() for stage in self.stages]
+        features = self.mask_features(maps, boxes)
+        stages = [self.mask_logits(stage, features, labels).sigmoid() for stage in self.stages]
         return sum(stages) / len(stages)
 
 

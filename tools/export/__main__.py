@@ -165,7 +165,7 @@ def input_and_output(loaded, form, batch):
         sizes = {"boxes": f"float32 ({rows}, 4)", "scores": f"float32 ({rows})", "labels": f"int64 ({rows})",
                  "masks": f"float32 ({rows}, 28, 28)"}  # fmt: skip
         found = "; ".join(f"`{name}`: {sizes[name]}" for name in outputs(loaded))
-        return images + ("any height, any width" if form.any_size else size), found
+        return f"1, {len(loaded.mean)}, " + ("any height, any width" if form.any_size else size), found
     if not is_dense(loaded):
         sides = (size, "")
     elif not form.any_size:

@@ -134,9 +134,11 @@ def sizes_of(model, args):
 
 
 def start_of(weights):
-    """The TASK of the run whose checkpoint MODEL.PRETRAINED names; `weights` for another file, '' for none."""
+    """The TASK of the run whose checkpoint MODEL.PRETRAINED names; `weights` for another file, '' for none; of
+    classifiers `imagenet22k` if the path says 22k."""
     folder = Path(weights).parent.parent
-    return "" if not weights else read_run(folder).config["TASK"] if is_run(folder) else "weights"
+    task = "" if not weights else read_run(folder).config["TASK"] if is_run(folder) else "weights"
+    return "imagenet22k" if "22k" in weights and task in ("classification", "weights") else task
 
 
 @lru_cache
@@ -162,8 +164,9 @@ def rows():
             features = {"type": row["model"], "dw": [], "size": row.get("image_size", 224), **scratch, **start}
             yield source, {**row, "features": features}
     for row in tables["dwnet_segmentation"]:
-        features = {"type": row["backbone"], "dw": [], "size": 512, "head": "upernet", "task": "segmentation"}
-        yield "arXiv 2106.04263", {"ade20k": row["miou"], "features": {**scratch, **features}}
+        features = {"type": row["backbone"], "args": {}, "dw": [], "size": 512}
+        of_segments = {"task": "segmentation", "head": "upernet"}
+        yield "arXiv 2106.04263", {"ade20k": row["miou"], "features": features | of_segments}
 
 
 def rival_rows():

@@ -156,7 +156,7 @@ def read_origins(text):
     origins, parents = {}, []
     for indent, key, rest in re.findall(r"^( *)([A-Za-z0-9_]+):(.*)$", text, re.MULTILINE):
         parents = [*parents[: len(indent) // 2], key]
-        if rest.strip():
+        if rest.strip() and not rest.startswith(" {}"):  # a section, with or without values
             _, mark, origin = rest.rpartition("  # ")
             origins[".".join(parents)] = origin.strip() if mark else "default"
     return origins

@@ -6,6 +6,7 @@ Remarked on are other recipes and sources, gaps, and what the difference to a ba
 import json
 import statistics
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import tasks
@@ -88,7 +89,7 @@ class Row:
         chosen = "held-out images" if self.config["DATA.VAL_SPLIT"] else "the test images"
         return {"image": image, "passes": passes(self.config), "start": begun, "validated on": chosen}
 
-    @property
+    @cached_property
     def published(self) -> Published | None:
         """The published figure for this configuration."""
         return published(self.config, self.provenance.get("processes") or 1) if self.config else None
