@@ -53,6 +53,20 @@ def temporary_files(folder):
     return list(Path(folder).glob(".*.tmp*"))
 
 
+@contextlib.contextmanager
+def sole_maker(path, hint, log):
+    """In the block this process alone, of any that make the file `path`, does so; `log` says for whom it waits.
+
+    Whoever waited finds it made. Raises StorageError if the lock beside it cannot be written; `hint` follows.
+    """
+    with FileLock(path.with_suffix(".lock")) as lock:
+        with storage_errors(path, "locked", hint):
+            if owner := lock.take():
+                log(f"{path}: waiting for {owner}, which makes or checks it")
+                lock.take(wait=True)
+        yield
+
+
 def flush(path):
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
