@@ -1,12 +1,12 @@
 """A dataset as a few large files: shards (tar) as `webdataset` writes them, or Parquet as on the Hugging Face Hub.
 
-python -m tools.pack --dataset NAME --data-path DIR --output FOLDER [--format tar|parquet] [--images N]
+python -m tools.pack --cfg FILE --data-path DIR --output FOLDER [--format tar|parquet] [--opts DATA.DATASET NAME ...]
 
-Any dataset for classification; the bytes of image files stay as they are, pixels in memory (CIFAR, digits) become PNG.
-FOLDER/train-000000.tar ... and val-...: images in the dataset's order, N in each file, named by their number; labels
-are class numbers. FOLDER/manifest.json has class names, counts, and size and SHA-256 of each file; it is written anew
-after each. Started again, the command keeps what is whole by these checksums and makes the rest, so it also checks a
-finished folder. Read them with DATA.DATASET webdataset or parquet and --data-path FOLDER.
+Packs the images of a configuration of classification, whatever DATA.DATASET it names. The bytes of image files stay as
+they are; pixels in memory (CIFAR, digits) become PNG. FOLDER/train-000000.tar ... and val-...: images in the dataset's
+order, named by their number, with class numbers as labels. FOLDER/manifest.json has class names, counts, and size and
+SHA-256 of each file; it is written anew after each. Started again, the command keeps what is whole by these checksums
+and makes the rest, so it also checks a finished folder. In a configuration: DATA.DATASET webdataset or parquet.
 """
 
 import hashlib
@@ -16,18 +16,24 @@ import sys
 import tarfile
 from pathlib import Path
 
+import torch
+
+import config as configuration
 from data.base import ImageDataset
-from data.datasets import Request, create, list_datasets
 from data.datasets.shards import MANIFEST
 from data.images import decode
+from engine import command_line
+from tasks.classification.data import sources_of
 from tools.shared.command import command, parser, positive
 from tools.shared.results import write_text
+from utils.distributed import World
 from utils.errors import ConfigError, OutputError
 from utils.files import FileLock, replace_whole, storage_errors
 from utils.optional import need
 from utils.text import read_text
 
 PURPOSE = "writing Parquet"
+ENDINGS = {"JPEG": "jpg", "MPO": "jpg"}  # MPO: a JPEG with further images behind the first
 GROUP = 100  # images in a row group
 IMAGES = 5000  # in a file: about 550 MB of ImageNet
 
@@ -39,8 +45,8 @@ def image_file(images, index):
         images.load(index).save(buffer, "PNG")
         return buffer.getvalue(), "png"
     content = images.content(index)
-    kind = decode(content, images.name(index), lambda image: image.format).lower()
-    return content, {"jpeg": "jpg"}.get(kind, kind)
+    kind = decode(content, images.name(index), lambda image: image.format)
+    return content, ENDINGS.get(kind, kind.lower())
 
 
 def write_tar(path, images, indices, classes):
@@ -136,36 +142,38 @@ def pack(sources, folder, kind, count):
         if whole:
             shards[name] = noted[name]
             continue
-        parts[part].prepare()
         with replace_whole(target) as temporary:
             FORMATS[kind](temporary, parts[part], indices, classes)
-        shards[name] = facts_of(target, len(indices))
+        shards[name] = facts = facts_of(target, len(indices))
         manifest = {"classes": classes, "images": {part: len(images) for part, images in parts.items()}}
         write_text(path, json.dumps({**manifest, "shards": noted | shards, "source": source}, indent=1))
-        print(f"{target}: {len(indices):,} images, {shards[name]['bytes'] / 1e6:.4g} MB ({number} of {len(files)})")
-        sys.stdout.flush()
-    return files, sum(name in noted and shards[name] is noted[name] for name in files)
+        print(f"{target}: {len(indices):,} images, {facts['bytes'] / 1e6:.4g} MB, {number} of {len(files)}", flush=True)
+    return files, sum(shards[name] is noted.get(name) for name in files)
 
 
 @command
 def main(argv):
     """Pack a dataset; raises RunError."""
     options = parser("pack", __doc__)
-    options.add_argument("--dataset", required=True, metavar="NAME", help=f"one of {', '.join(list_datasets())}")
-    options.add_argument("--data-path", default="", metavar="DIR", help="folder of the dataset")
-    options.add_argument("--zip", action="store_true", help="read it from train.zip and val.zip")
-    options.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="made if it is not there")
+    command_line.add_configuration(options)
+    options.add_argument("--data-path", metavar="DIR", help="folder of the dataset [DATA.DATA_PATH]")
+    options.add_argument("--output", dest="folder", required=True, type=Path, metavar="FOLDER", help="of the files")
     options.add_argument("--format", choices=sorted(FORMATS), default="tar", help="default: tar")
     options.add_argument("--images", type=positive, default=IMAGES, metavar="N", help=f"in a file, default: {IMAGES}")
     given = options.parse_args(argv)
+    if not given.cfg:
+        raise ConfigError("--cfg: missing; name a file such as configs/demo/digits_shortcut.yaml (see --help)")
+    config, origins = configuration.load_config(given.cfg, given.opts, command_line.flag_overrides(given))
+    configuration.check(config, origins)
+    if config.TASK != "classification":
+        raise ConfigError(f"TASK: {config.TASK!r}, but only images with a class each can be packed")
     if given.format == "parquet":
         need("pyarrow", PURPOSE)
-    folder = given.output
+    sources, folder = sources_of(config, World(torch.device("cpu")), print), given.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"--output {folder}: cannot be created ({error.strerror})") from None
-    sources = create(given.dataset, Request(path=given.data_path, zip_mode=given.zip, cache_mode="no"))
     with FileLock(folder / ".pack.lock") as lock:
         with storage_errors(folder, "locked"):
             if owner := lock.take():

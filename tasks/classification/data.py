@@ -67,7 +67,8 @@ def sources_of(config, world, log):
     """The Sources of DATA.DATASET, found and listed, no image read. Raises ConfigError, MissingError or DataError."""
     data = config.DATA
     common = request_keywords(config, world, log)
-    return create(data.DATASET, Request(**common, download=data.DOWNLOAD, cache_mode=data.CACHE_MODE))
+    own = {"cache_mode": data.CACHE_MODE, "columns": tuple(data.COLUMNS), "cache": data.ARROW_CACHE}
+    return create(data.DATASET, Request(**common, download=data.DOWNLOAD, **own))
 
 
 def request_keywords(config, world, log):
