@@ -5,9 +5,11 @@ ILSVRC2012_img_val.tar, which has no labels; those are in the devkit, or in a va
 import io
 import posixpath
 import tarfile
+import zlib
 
 import numpy as np
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from data.datasets.tar import by_class, class_images, indexed, tar_errors
 from data.datasets.zip_folder import read_map
@@ -64,7 +66,7 @@ def val_labels(root, names):
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         id_of = {int(number): str(name) for number, name in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
         ids = [id_of[int(line)] for line in truth.decode().split()]
-    except (ValueError, LookupError, TypeError, NotImplementedError, OSError) as error:
+    except (MatReadError, zlib.error, ValueError, LookupError, TypeError, NotImplementedError, OSError) as error:
         raise DataError(f"{source}: {TRUTH} or {META} is not as in the devkit ({error})") from None
     return source, {f"ILSVRC2012_val_{place:08d}.JPEG": name for place, name in enumerate(ids, 1)}
 

@@ -117,7 +117,7 @@ def tar_errors(path):
     """What a tar brings about in the block becomes one line that names it."""
     try:
         yield
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, LookupError, OverflowError) as error:  # tarfile raises them all
         raise DataError(f"{path}: {NOT_SOUND}, or a compressed one ({error})") from None
     except FileNotFoundError:
         raise MissingError(f"{path}: file not found") from None
