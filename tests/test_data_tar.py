@@ -352,9 +352,12 @@ def devkit_text(text):
     return lambda root: (root / DEVKIT / "data" / TRUTH).write_text(text)
 
 
-def broken_devkit(root):
-    shutil.rmtree(root / DEVKIT)
-    (root / f"{DEVKIT}.tar.gz").write_bytes(gzip.compress(bytes_of_tar({"x": b""})))
+def other_devkit(content):
+    def change(root):
+        shutil.rmtree(root / DEVKIT)
+        (root / f"{DEVKIT}.tar.gz").write_bytes(content)
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -363,7 +366,9 @@ def broken_devkit(root):
         (lambda root: shutil.rmtree(root / DEVKIT), MissingError, f"{VAL}: its labels .*{DEVKIT}.tar.gz.*val_map.txt"),
         (lambda root: (root / DEVKIT / "data" / META).unlink(), MissingError, META),
         (lambda root: (root / DEVKIT / "data" / META).write_bytes(b"x"), DataError, "not as in the devkit"),
-        (broken_devkit, DataError, f"{DEVKIT}.tar.gz: no .*{TRUTH}"),
+        (other_devkit(gzip.compress(bytes_of_tar({"x": b""}))), DataError, f"{DEVKIT}.tar.gz: no {TRUTH}"),
+        (other_devkit(gzip.compress(bytes_of_tar({"x": b""}))[:-12]), DataError, f"{DEVKIT}.tar.gz: "),
+        (other_devkit(b"x"), DataError, f"{DEVKIT}.tar.gz: not a sound tar"),
         (devkit_text("1\n"), DataError, "12 images, but 1 labels .*none for ILSVRC2012_val_0000000"),
         (devkit_text("1\n" * 13), DataError, "12 images, but 13 labels"),
         (devkit_text("0\n" * 12), DataError, "not as in the devkit"),

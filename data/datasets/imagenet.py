@@ -81,7 +81,11 @@ def devkit(root):
             f"{root / VAL}: its labels are not there; put {packed.name} beside it, or {MAP} (lines of file, tab, label)"
         )
     try:
-        with tar_errors(packed), tarfile.open(packed, "r:gz") as archive:
-            return packed, *(archive.extractfile(f"{DEVKIT}/data/{name}").read() for name in (TRUTH, META))
-    except (LookupError, AttributeError, EOFError):
-        raise DataError(f"{packed}: no {DEVKIT}/data/{TRUTH} and {META} in it") from None
+        with tar_errors(packed), tarfile.open(packed) as archive:
+            found = {posixpath.basename(member.name): member for member in archive if member.isreg()}
+            contents = [archive.extractfile(found[name]).read() for name in (TRUTH, META) if name in found]
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{packed}: truncated or damaged ({error})") from None
+    if len(contents) < 2:
+        raise DataError(f"{packed}: no {TRUTH} and {META} in it")
+    return packed, *contents

@@ -118,7 +118,8 @@ def tar_errors(path):
     try:
         yield
     except (tarfile.TarError, ValueError, LookupError, OverflowError) as error:  # tarfile raises them all
-        raise DataError(f"{path}: {NOT_SOUND}, or a compressed one ({error})") from None
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: {NOT_SOUND}, or a compressed one ({reason})") from None
     except FileNotFoundError:
         raise MissingError(f"{path}: file not found") from None
     except PermissionError:
