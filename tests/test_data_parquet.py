@@ -164,7 +164,7 @@ def hub(tmp_path, monkeypatch):
     load = datasets.load_dataset
 
     def load_dataset(name):
-        if name != "owner/name":
+        if name != "hf://datasets/owner/name":
             raise ConnectionError(f"Couldn't reach '{name}' on the Hub")
         parts = {part: str(files / f"data/{part}-*.parquet") for part in PARTS}
         return load("parquet", data_files=parts, cache_dir=tmp_path / "hf")
