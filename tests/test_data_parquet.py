@@ -13,6 +13,8 @@ from pyarrow import parquet as pq
 
 from data.datasets.parquet import class_names, schema_of
 from tests.helpers_data import assert_same_as_folders, class_folders, encoded, identity, noise, sources
+from tests.launch import run
+from tests.tiny import arguments, differences, final_state, write_config
 from utils.config_rules import COLUMNS
 from utils.errors import ConfigError, DataError, MissingError, StorageError, UnavailableError
 
@@ -140,6 +142,26 @@ def test_a_resumed_run_notices_other_data(tmp_path):
     assert identity(sources("parquet", root).train) != first
 
 
+def test_two_ranks_stop_and_continue_bit_for_bit_and_only_on_the_same_files(tmp_path):
+    root = hub_files(tmp_path / "set")
+    keys = {"DATASET": "parquet", "DATA_PATH": str(root), "BATCH_SIZE": 2, "NUM_WORKERS": 1, "ARROW_CACHE": "copies"}
+    config = write_config(tmp_path, TRAIN__ACCUMULATION_STEPS=1, **{f"DATA__{key}": keys[key] for key in keys})
+    whole = run(arguments(config, tmp_path / "whole"), tmp_path, ranks=2)
+    assert [result.code for result in whole] == [0, 0], whole[0].output
+    assert "3 classes from label" in whole[0].output
+    stop = ("signal_at_step", {"step": 4, "name": "SIGTERM"})
+    stopped = run(arguments(config, tmp_path / "stopped"), tmp_path, ranks=2, fault=stop)
+    assert [result.code for result in stopped] == [143, 143], stopped[0].output
+    moved = ["--data-path", str(root.rename(tmp_path / "moved"))]
+    resumed = run(arguments(config, tmp_path / "stopped", *moved), tmp_path, ranks=2)
+    assert [result.code for result in resumed] == [0, 0], resumed[0].output
+    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "stopped")) == []
+    (tmp_path / "moved/data/train-00001-of-00002.parquet").unlink()
+    (refused, _) = run(arguments(config, tmp_path / "stopped", *moved), tmp_path, ranks=2)
+    assert refused.code == 78, refused.output
+    assert len(refused.errors) == 1
+
+
 def test_columns_can_be_named(tmp_path):
     root = table(tmp_path / "set", other=[CLASSES[n] for n in reversed(NUMBERS)])
     assert sources("parquet", root, columns=("image", "other")).train.labels.tolist() == NUMBERS[::-1]
@@ -164,7 +186,7 @@ def hub(tmp_path, monkeypatch):
     load = datasets.load_dataset
 
     def load_dataset(name):
-        if name != "owner/name":
+        if name != "hf://datasets/owner/name":
             raise ConnectionError(f"Couldn't reach '{name}' on the Hub")
         parts = {part: str(files / f"data/{part}-*.parquet") for part in PARTS}
         return load("parquet", data_files=parts, cache_dir=tmp_path / "hf")

@@ -83,10 +83,10 @@ def from_hub(request):
     Raises MissingError if it cannot be had.
     """
     if not request.download:
-        raise MissingError(f"DATA.DATA_PATH {request.path}: not downloaded, as DATA.DOWNLOAD is off")
+        raise MissingError(f"DATA.DATA_PATH {request.path}: DATA.DOWNLOAD is off; give the folder of its Parquet files")
     library = need("datasets", "a name on the Hugging Face Hub")
     try:
-        found = library.load_dataset(request.path.removeprefix(HUB))
+        found = library.load_dataset(request.path)
     except (OSError, ValueError, RuntimeError) as error:
         raise MissingError(f"DATA.DATA_PATH {request.path}: cannot be had: {error}") from None
     parts = defaultdict(list)
