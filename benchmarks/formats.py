@@ -2,8 +2,8 @@
 
 python -m benchmarks.formats --data-path DIR [--batch 64] [--undecoded] [--output DIR]
 
-DIR has class folders. A list, Parquet files and, where all images have one size, an array are made of their training
-images in a temporary folder first. --undecoded leaves PIL's decoding out.
+DIR has class folders. A list, Parquet files, shards and, where all images have one size, an array are made of their
+training images in a temporary folder first. --undecoded leaves PIL's decoding out.
 """
 
 import csv
@@ -18,8 +18,8 @@ from benchmarks.command import parse, write
 from benchmarks.protocol import RATES, Pace, interleaved, rows_of
 from data import Request, create
 from data.samplers import random_state
+from tools.pack import IMAGES, pack
 from tools.shared.command import exit_code, positive
-from utils.optional import need
 
 PACE = Pace(warmup=4, blocks=7, steps=8)
 FLAGS = {
@@ -43,17 +43,15 @@ def as_list(sources, root):
 
 
 def as_parquet(sources, root):
-    """Write a Parquet file for each part."""
-    arrow, parquet = need("pyarrow", "Parquet"), need("pyarrow.parquet", "Parquet")
-    for part in ("train", "val"):
-        images = getattr(sources, part)
-        schema = arrow.schema({"image": arrow.binary(), "label": arrow.string()})
-        with parquet.ParquetWriter(root / f"{part}.parquet", schema) as file:
-            for start in range(0, len(images), 100):  # rows of a group, as on the Hub
-                rows = range(start, min(start + 100, len(images)))
-                labels = [sources.info.class_names[images.labels[index]] for index in rows]
-                file.write_table(arrow.table([[images.content(index) for index in rows], labels], schema))
+    """Write Parquet files."""
+    pack(sources, root, "parquet", IMAGES)
     return {"path": str(root), "cache": str(root / "copies")}
+
+
+def as_shards(sources, root):
+    """Write tar files."""
+    pack(sources, root, "tar", IMAGES)
+    return {"path": str(root)}
 
 
 def as_arrays(sources, root):
@@ -68,7 +66,7 @@ def as_arrays(sources, root):
     return {"path": str(root)}
 
 
-FORMATS = {"list": as_list, "parquet": as_parquet, "arrays": as_arrays}
+FORMATS = {"list": as_list, "parquet": as_parquet, "webdataset": as_shards, "arrays": as_arrays}
 
 
 def reader(images, batch, undecoded):

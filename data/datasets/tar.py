@@ -93,7 +93,7 @@ def members(path, start=0, end=None):
             if member.isdir():
                 continue
             check_member(member, path)
-            if member.offset_data + member.size > end:
+            if not 0 <= member.size <= end - member.offset_data:
                 raise DataError(f"{path}@/{last}: truncated, the tar ends in it")
             yield member.name, member.offset_data, member.size
         file.seek(tar.offset)
