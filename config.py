@@ -92,10 +92,12 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         "after the attention: mlp, leff, daff or localvit[:se=4]; '': the variant's own"),
     "MODEL.LOCALITY.BLOCK": Key("", "form of a block: plain (pre-norm), cct or localvit; '': the variant's own"),
 
-    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagenet22k, imagefolder "
-        "or fake; segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes; "
+    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagenet22k, imagefolder, "
+        "webdataset, parquet, list, arrays, idx or fake; "
+        "segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes; "
         "detection: coco or detection_shapes", must.NOT_EMPTY, built=False),
-    "DATA.DATA_PATH": Key("", "folder that holds the dataset", free=True, kind=file_path,
+    "DATA.DATA_PATH": Key("", "folder of the dataset (list, arrays: or file; parquet: or hf://datasets/NAME)",
+        free=True, kind=file_path,
         idle="the dataset needs no files"),
     "DATA.EXCLUDE": Key("", "file of classes to leave out of imagenet22k, a WordNet id a line", kind=file_path,
         built=False, idle="DATA.DATASET is not imagenet22k"),
@@ -118,8 +120,12 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         must.one_of("error", "skip"), built=False),
     "DATA.WORKER_TIMEOUT": Key(300.0, "seconds without a batch until a loader counts as hung; 0: wait for ever",
         must.at_least(0), free=True, idle="there are no loader workers"),
-    "DATA.DOWNLOAD": Key(True, "fetch cifar10 and cifar100 if they are absent", free=True,
-        idle="only CIFAR is downloaded"),
+    "DATA.DOWNLOAD": Key(True, "fetch cifar10, cifar100 and hf:// if they are absent", free=True,
+        idle="only CIFAR and parquet from hf:// are downloaded"),
+    "DATA.COLUMNS": Key([], "parquet, list: names of the image's and of the label's column; []: found (docs/data.md)",
+        must.COLUMNS, kind=str, built=False, idle="DATA.DATASET is neither parquet nor list"),
+    "DATA.ARROW_CACHE": Key("", "folder for uncompressed copies of Parquet files; empty: .datasets/arrow", free=True,
+        kind=file_path, idle="DATA.DATASET is not parquet"),
     "DATA.PIPELINE": Key("auto",
         "augment on the cpu (PIL), the device, or auto: the device on CUDA where the recipe allows",
         must.one_of("auto", "cpu", "device"), built=False),

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data.base import ignore
 from utils.errors import DataError, MissingError, StorageError
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Formats for photographs only: Pillow would also hand EPS to an external program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 ANIMATED_FORMATS = ("PNG", "GIF", "WEBP", "TIFF")

@@ -2,12 +2,16 @@
 
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
 from config import default_config
+from data import Request, create
+from data.pipelines import identities
+from tasks.classification.data import build_data
 from utils.distributed import World
 
 
@@ -80,6 +84,32 @@ def assert_equal(found, expected):
     for (a, b), (c, d) in zip(found, expected, strict=True):
         assert torch.equal(a, c)
         assert torch.equal(b, d)
+
+
+def assert_same_as_folders(dataset, path, folders, cache):
+    """Batches of `dataset` at `path` are those of class folders of the same images: both paths, ranks, workers."""
+    keys = {"batch_size": 2, "DATA__PIXEL_CACHE": str(cache), "DATA__ARROW_CACHE": str(cache)}
+    for pipeline, rank, world_size, workers in (("cpu", 0, 1, 0), ("cpu", 1, 2, 2), ("device", 0, 2, 0)):
+        both = [
+            build_data(
+                small_config(*place, workers=workers, DATA__PIPELINE=pipeline, **keys), alone(rank, world_size), silent
+            )
+            for place in ((dataset, path), ("imagefolder", folders))
+        ]
+        assert both[0].train.batches_per_epoch == both[1].train.batches_per_epoch == 6 // world_size
+        assert both[0].info.class_names == both[1].info.class_names
+        assert_equal(*(finished(data.train.epoch(1)) for data in both))
+        assert_equal(*(list(data.val) for data in both))
+
+
+def sources(dataset, path, log=lambda line: None, **keys):
+    """The Sources of a dataset that makes its copies below its own folder."""
+    return create(dataset, Request(path=str(path), log=log, cache=str(Path(path).parent / "cache"), **keys))
+
+
+def identity(images):
+    """What a checkpoint keeps of images."""
+    return identities({"part": images})["part"]["digest"]
 
 
 def silent(line):

@@ -55,7 +55,10 @@ def test_each_flag_sets_its_key(argv, key, value):
     assert (cfg, type(cfg), origins[key]) == (value, type(value), flag)
 
 
-@pytest.mark.parametrize("key", ["OUTPUT", "DATA.DATA_PATH", "MODEL.PRETRAINED", "MODEL.RESUME", "DATA.PIXEL_CACHE"])
+@pytest.mark.parametrize(
+    "key",
+    ["OUTPUT", "DATA.DATA_PATH", "MODEL.PRETRAINED", "MODEL.RESUME", "DATA.PIXEL_CACHE", "DATA.ARROW_CACHE"],
+)
 def test_home_and_variables_in_every_path(key, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("SCRATCH", "/big disk")

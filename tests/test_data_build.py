@@ -67,7 +67,7 @@ def test_fake_is_deterministic_and_takes_options():
 @pytest.mark.parametrize(
     ("dataset", "text"),
     [
-        ("cifar1O", "unknown dataset 'cifar1O'; one of cifar10.*did you mean cifar10"),
+        ("cifar1O", "unknown dataset 'cifar1O'; one of .*cifar10.*did you mean cifar10"),
         ("fake:trains=5", "unknown option 'trains'.*did you mean train"),
         ("fake:train=many", "'train=many' is not key=number"),
         ("fake:classes=1", "at least 2 classes"),
@@ -82,7 +82,7 @@ def test_unknown_names_and_options(dataset, text):
 
 def test_every_dataset_of_the_issue_is_registered():
     expected = {"digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "imagefolder", "fake"}
-    assert set(list_datasets()) == expected
+    assert set(list_datasets()) == expected | {"parquet", "webdataset", "list", "arrays", "idx"}
 
 
 def test_class_counts_must_agree(tmp_path):

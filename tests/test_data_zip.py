@@ -72,10 +72,10 @@ def test_part_keeps_the_share_of_the_process_in_memory(both):
 def test_handles_are_not_inherited(both, monkeypatch):
     reader = create("imagenet", Request(path=str(both[1]), zip_mode=True)).train
     reader.read(0)
-    first = reader.handle
+    first = reader.opened.handles[reader.path]
     monkeypatch.setattr("os.getpid", lambda: -1)  # as in a forked worker
     reader.read(0)
-    assert reader.handle is not first
+    assert reader.opened.handles[reader.path] is not first
 
 
 def edit(path, old, new):

@@ -12,12 +12,12 @@ from tests import tiny
 from tests.launch import run
 from tests.run_folders import write_run
 from tests.trained import config_of, untrained_checkpoint
-from tools.shared.command import need
 from tools.shared.runs import find_runs, read_origins, read_run
 from tools.shared.steps import GivenTask
 from tools.shared.trained import load_model
 from utils import checkpoint
 from utils.errors import DataError, MismatchError, MissingError, UnavailableError
+from utils.optional import need
 
 
 @pytest.fixture(scope="module")

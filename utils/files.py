@@ -53,6 +53,20 @@ def temporary_files(folder):
     return list(Path(folder).glob(".*.tmp*"))
 
 
+@contextlib.contextmanager
+def sole_maker(path, hint, log):
+    """In the block this process alone, of any that make the file `path`, does so; `log` says for whom it waits.
+
+    Whoever waited finds it made. Raises StorageError if the lock beside it cannot be written; `hint` follows.
+    """
+    with FileLock(path.with_suffix(".lock")) as lock:
+        with storage_errors(path, "locked", hint):
+            if owner := lock.take():
+                log(f"{path}: waiting for {owner}, which makes or checks it")
+                lock.take(wait=True)
+        yield
+
+
 def flush(path):
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -108,3 +122,27 @@ class FileLock:
 
     def __exit__(self, *error):
         self.release()
+
+
+class OpenFiles:
+    """Files that each process opens for itself at its first read, so that none uses a handle of another one.
+
+    `most` are open at a time; the system allows a process 1,024 of all kinds, as a rule.
+    """
+
+    def __init__(self, most=128):
+        self.most, self.handles, self.owner = most, {}, None
+
+    def __getstate__(self):
+        return {"most": self.most, "handles": {}, "owner": None}
+
+    def read(self, path, offset, size):
+        """The bytes of `path` from `offset` on, fewer than `size` at its end. Raises OSError."""
+        if self.owner != os.getpid():
+            self.handles, self.owner = {}, os.getpid()
+        if path not in self.handles:
+            if len(self.handles) == self.most:
+                self.handles.pop(next(iter(self.handles))).close()
+            self.handles[path] = open(path, "rb")  # noqa: SIM115 (kept open on purpose)
+        self.handles[path].seek(offset)
+        return self.handles[path].read(size)

@@ -1,14 +1,18 @@
-"""Class folders on disk: <part>/<class>/**/<image>. Labels are the positions of the sorted folder names."""
+"""Class folders on disk: <part>/<class>/**/<image>, or a tar for each class: <part>/<class>.tar.
+
+Labels are the positions of the sorted names of the classes.
+"""
 
 import os
 
 from data.base import DatasetInfo, ImageDataset, PackedStrings, Sources, check_same_classes, ignore, require_folder
+from data.datasets.imagenet import TRAIN, VAL, train_archive, val_archive
 from data.datasets.registry import register
+from data.datasets.tar import class_tars, tars_in
 from data.datasets.zip_folder import zip_sources
-from data.images import load_image, read_file
+from data.images import IMAGE_ENDINGS, load_image, read_file
 from utils.errors import DataError, MissingError, StorageError, listing
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SIDE_FILES = (".txt", ".csv", ".json", ".xml", ".md", ".db")  # known company of images: left out without a word
 
 
@@ -73,9 +77,9 @@ def is_folder(entry):
 
 
 def class_folders(part, log):
-    """Names of the class folders of a part; hidden folders are skipped with a warning.
+    """Names of the class folders of a part, or of its tars; hidden folders are skipped with a warning.
 
-    Raises DataError if images lie directly in it or if there are fewer than two classes.
+    Raises DataError if images lie directly in it, if there are fewer than two classes, or both folders and tars.
     """
     found = entries(part)
     folders = [entry.name for entry in found if is_folder(entry)]
@@ -86,8 +90,12 @@ def class_folders(part, log):
     flat = [entry.name for entry in found if entry.is_file() and entry.name.lower().endswith(IMAGE_ENDINGS)]
     if flat:
         raise DataError(f"{part}: {len(flat)} images directly in it (first {flat[0]}); one folder per class expected")
+    tars = tars_in(part)
+    if names and tars:
+        raise DataError(f"{part}: class folders such as {names[0]}/ and tars such as {tars[0]}; keep those of one kind")
+    names = names or [name.removesuffix(".tar") for name in tars]
     if len(names) < 2:
-        raise DataError(f"{part}: {len(names)} class folders ({listing(names)}), at least 2 expected")
+        raise DataError(f"{part}: {len(names)} class folders or tars ({listing(names)}), at least 2 expected")
     return names
 
 
@@ -115,11 +123,13 @@ def image_files(folder, above=()):
 
 
 def read_part(part, log, names=None):
-    """(class names, FolderImages) of a part; `names` if the class folders are known already.
+    """(class names, FolderImages or TarImages) of a part; `names` if the class folders are known already.
 
     Raises DataError naming an empty class folder.
     """
     names = class_folders(part, log) if names is None else names
+    if (part / f"{names[0]}.tar").is_file():
+        return names, class_tars(part, names, log)
     files, labels, left_out = [], [], []
     for label, name in enumerate(names):
         images, others = image_files(part / name, (os.path.realpath(part),))
@@ -136,15 +146,29 @@ def read_part(part, log, names=None):
 @register("imagenet", zip_mode=True)
 @register("imagefolder", zip_mode=True)
 def class_folder_sources(request):
-    """Sources from class folders train/ and val/ (imagefolder: or test/), or from zip files."""
+    """Sources from class folders or class tars in train/ and val/ (imagefolder: or test/), or from zip files.
+
+    Parts of imagenet can be ImageNet's own archives instead.
+    """
     if request.zip_mode:
         return zip_sources(request)
     parts = ("val",) if request.name == "imagenet" else ("val", "test")
     root = require_folder(request.path, "a data set with train/ and " + " or ".join(f"{part}/" for part in parts))
-    train_part, val_part = find_part(root, ("train",)), find_part(root, parts)
-    if (val_part / "val_annotations.txt").exists() and (val_part / "images").is_dir():
-        raise DataError(f"{val_part}: laid out as the Tiny-ImageNet archive; use DATA.DATASET tiny-imagenet")
-    names, train = read_part(train_part, request.log)
-    val_names, val = read_part(val_part, request.log)
+    archives = request.name == "imagenet"
+    if archives and (root / TRAIN).is_file():
+        names, train = train_archive(root, request.log)
+    else:
+        names, train = read_part(find_part(root, ("train",)), request.log)
+    if archives and (root / VAL).is_file():
+        val_names, val = val_archive(root, names, request.log)
+    else:
+        val_names, val = read_val(find_part(root, parts), request.log)
     check_same_classes(names, val_names, root)
     return Sources(train, val, DatasetInfo(request.name, len(names), tuple(names)))
+
+
+def read_val(val_part, log):
+    """`read_part` of a validation part. Raises DataError for that of the Tiny-ImageNet archive."""
+    if (val_part / "val_annotations.txt").exists() and (val_part / "images").is_dir():
+        raise DataError(f"{val_part}: laid out as the Tiny-ImageNet archive; use DATA.DATASET tiny-imagenet")
+    return read_part(val_part, log)

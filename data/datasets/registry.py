@@ -13,6 +13,9 @@ class Request:
     """What a dataset function may want to know. `img_size` is (height, width), used by `fake` alone, `exclude` by
     `imagenet22k`.
 
+    `columns` are the names of the image's and the label's column where a file's own do not tell; `cache` is the folder
+    for what is made of the files, '' the usual one.
+
     `barrier` makes the processes of a run wait for each other; `log` takes a line of text. `name` is the dataset's,
     `options` are the numbers behind its colon (`fake:train=512,classes=5`): `create` fills them in.
     """
@@ -27,6 +30,8 @@ class Request:
     world_size: int = 1
     barrier: Callable = lambda: None
     log: Callable = print
+    columns: tuple = ()
+    cache: str = ""
     name: str = ""
     options: dict = field(default_factory=dict)
 

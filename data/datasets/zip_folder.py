@@ -28,6 +28,7 @@ from data.base import (
 from data.images import load_image
 from data.samplers import shard
 from utils.errors import DataError, MissingError, StorageError, listing
+from utils.files import OpenFiles
 from utils.text import read_text
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
@@ -40,14 +41,13 @@ class ZipImages(ImageDataset):
     `names` are those of its members, which may lie in a folder besides.
 
     The zip's table of contents is read once and kept as arrays, which forked workers share (Python's ZipFile objects of
-    ImageNet take about a gigabyte per process). The file is opened by each process on its first read, so no process
-    ever uses a handle, with its position, that another one opened.
+    ImageNet take about a gigabyte per process).
     """
 
     def __init__(self, path, names, labels, cached=range(0)):
         super().__init__(labels)
         self.path, self.names, self.cached = str(path), PackedStrings(names), cached
-        self.handle = self.owner = self.memory = None
+        self.opened, self.memory = OpenFiles(), None
         try:
             with zipfile.ZipFile(path) as archive:
                 contents = {name: info for info in archive.infolist() for name in spellings(info)}
@@ -65,9 +65,6 @@ class ZipImages(ImageDataset):
             )
         self.table = np.array([entry(contents[member], path) for member in members], dtype=np.int64).reshape(-1, 5)
         self.ends = np.cumsum([0, *self.table[cached.start : cached.stop, 2].tolist()])
-
-    def __getstate__(self):
-        return {**self.__dict__, "handle": None, "owner": None}
 
     def prepare(self):
         """Fill the cache: one array, which forked workers share without copying."""
@@ -94,12 +91,9 @@ class ZipImages(ImageDataset):
         offset, packed, size, method, crc = self.table[index].tolist()
         where = self.name(index)
         try:
-            if self.owner != os.getpid():
-                self.handle, self.owner = open(self.path, "rb"), os.getpid()  # noqa: SIM115 (kept open on purpose)
-            self.handle.seek(offset)
-            signature, name_length, extra_length = LOCAL_HEADER.unpack(self.handle.read(LOCAL_HEADER.size))
-            self.handle.seek(name_length + extra_length, os.SEEK_CUR)
-            content = self.handle.read(packed)
+            header = self.opened.read(self.path, offset, LOCAL_HEADER.size)
+            signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
+            content = self.opened.read(self.path, offset + LOCAL_HEADER.size + name_length + extra_length, packed)
             if method == zipfile.ZIP_DEFLATED:
                 content = zlib.decompress(content, wbits=-zlib.MAX_WBITS)
         except (struct.error, zlib.error) as error:

@@ -24,7 +24,7 @@ from data.base import ArrayImages, Subset
 from data.loaders import BatchReader, note_left_out
 from data.samples import EvalSamples, Sample
 from utils.errors import DataError, MissingError, RunError, StorageError
-from utils.files import FileLock, replace_whole, storage_errors
+from utils.files import replace_whole, sole_maker, storage_errors
 
 FORMAT = 1
 DEFAULT_FOLDER = ".datasets/pixels"  # below the current folder, for an empty DATA.PIXEL_CACHE
@@ -149,11 +149,7 @@ def cached(path, shape, decoded, log):
     found = read_pixels(path, shape)  # a whole file needs no lock, so its folder may be read-only
     if found is not None:
         return found
-    with FileLock(path.with_suffix(".lock")) as lock:
-        with storage_errors(path, "locked", HINT):
-            if owner := lock.take():
-                log(f"{path}: waiting for {owner}, which decodes or checks it")
-                lock.take(wait=True)
+    with sole_maker(path, HINT, log):
         found = read_pixels(path, shape)  # of a process that was waited for
         if found is None:
             again = "damaged, decoding again" if path.exists() else "decoding once"

@@ -14,8 +14,8 @@ from models.layers import to_image, to_tokens
 from models.pyramid import Pyramid
 from models.shortcut import ShortcutStack
 from models.timm_models.blocks import IMAGE, IMAGE_LAST, TOKENS, Stage, find_stages
-from tools.shared.command import need
 from utils.errors import ConfigError, MismatchError
+from utils.optional import need
 
 
 @torch.no_grad()

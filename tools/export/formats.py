@@ -23,8 +23,8 @@ from tasks.detection import detector_arguments
 from tasks.detection.model import with_heads as with_detector
 from tasks.segmentation.inference import whole
 from tasks.segmentation.model import Segmenter, with_heads
-from tools.shared.command import need
 from utils.errors import ConfigError, RunError
+from utils.optional import need
 
 EXAMPLE_BATCH = 2  # traced; one image would be taken for a constant
 # Traced where height and width are free: a size that nothing divides, at any stride up to 32, so that all the padding

@@ -1,14 +1,13 @@
-"""What the command lines of all tools share: one-line errors with the exit codes of main.py, and optional packages."""
+"""What the command lines of all tools share: one-line errors with the exit codes of main.py."""
 
 import argparse
 import errno
 import functools
-import importlib
 import os
 import sys
 
 from engine.command_line import Parser
-from utils.errors import RunError, StorageError, UnavailableError
+from utils.errors import RunError, StorageError
 from utils.text import prepare_output, require_utf8
 
 EXITS = """\
@@ -64,17 +63,6 @@ def at_home(word):
 def command(run):
     """Decorator: the tool's main(argv), called with the process's own arguments without any; see exit_code."""
     return functools.wraps(run)(functools.partial(exit_code, run))
-
-
-def need(module, purpose, package=None):
-    """Import an optional package. Raises UnavailableError that names it and says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        name = package or module.partition(".")[0]
-        raise UnavailableError(
-            f"{purpose} needs the package {name} ({error.name} is missing): pip install -r requirements-tools.txt"
-        ) from None
 
 
 def whole_number(least):

@@ -13,8 +13,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.shared.command import need
 from utils.errors import ConfigError
+from utils.optional import need
 from utils.signals import StopSignals
 
 RETRIED = (69, 74, 75, 77)  # device or port busy, disk, preempted, hang: the same command may succeed

@@ -89,8 +89,9 @@ def _planned(cell, seed, folder, data_paths, opts):
         check(config, origins)
     except RunError as error:
         raise type(error)(f"cell {cell.name}: {error}") from None
-    if config.DATA.DATA_PATH and not Path(config.DATA.DATA_PATH).is_dir():
-        raise MissingError(f"cell {cell.name}: DATA.DATA_PATH {config.DATA.DATA_PATH}: no such folder")
+    path = config.DATA.DATA_PATH
+    if path and not path.startswith("hf://") and not Path(path).exists():
+        raise MissingError(f"cell {cell.name}: DATA.DATA_PATH {path}: no such folder")
     return Planned(cell, seed, argv, config)
 
 
