@@ -274,7 +274,8 @@ def _hint(name, parser):
         close = nearest(name, [*flags, *keys]).removeprefix(" - did you mean ").removesuffix("?")
     if close in flags or not close:
         return f" - did you mean {close}?" if close else ""
-    return f"; write --opts {' or '.join(keys.get(close, [close]))} and the value"
+    named = sorted(keys.get(close, [close]), key=lambda key: not key.startswith("TRAIN."))  # what is meant most often
+    return f"; write --opts {' or '.join(named)} and the value"
 
 
 def _check_modes(args):

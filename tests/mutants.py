@@ -30,13 +30,38 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         },
     ),
     "optimizer.py": (
-        "test_optimizer.py",
+        "test_optimizer.py test_finetune.py::test_each_layer_steps_at_its_own_rate_and_all_are_listed",
         {
+            "all layers at one rate": ("decay ** (last - inside", "1.0 ** (last - inside"),
             "biases decay": ("parameter.ndim <= 1", "parameter.ndim < 1"),
             "the exempt decay": ("(exempt, 0.0)", "(exempt, weight_decay)"),
             "betas forgotten": ("tuple(settings.BETAS)", "(0.9, 0.999)"),
             "momentum forgotten": ("settings.MOMENTUM", "0.9"),
             "frozen weights trained": ("if parameter.requires_grad:", "if True:"),
+        },
+    ),
+    "models/weights/pretrained.py": (
+        "test_finetune.py",
+        {
+            "rows of the head in their order": ("given[there]", "given[: len(there)]"),
+            "classes of the file forgotten": ('facts.get("classes", ())', "()"),
+        },
+    ),
+    "data/datasets/imagenet22k.py": (
+        "test_imagenet22k.py",
+        {
+            "labels of val/ by its own classes": ("[place[name] for name in own]", "range(len(own))"),
+            "the last image held out": ("len(members) - 1", "len(members)"),
+            "nothing is excluded": ("if name not in excluded", "if True"),
+        },
+    ),
+    "engine/freeze.py": (
+        "test_finetune.py",
+        {
+            "frozen parts are trained": ("parameter.requires_grad_(not frozen[name])", "pass"),
+            "frozen parts in training mode": ("return frozen_parts(model) if patterns else []", "return []"),
+            "what is trained again is not": ('not pattern.startswith("-")', "True"),
+            "nothing to train is fine": ("if patterns and all(frozen.values()):", "if False:"),
         },
     ),
     "data/samplers.py": (

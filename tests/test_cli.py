@@ -150,7 +150,7 @@ def test_keys_without_opts_are_checked_as_all_are(words, said):
      ([*CFG, "--zip", "true"], ["'true'", "after no flag", "no key"]),
      ([*CFG, "TRAIN.EPOCHS"], ["TRAIN.EPOCHS", "without a value"]),
      ([*CFG, "MODEL.SHORTCUT.KERNELS", "[3,", "5]"], ["'5]'", "no key"]),
-     ([*CFG, "TRAIN.EPOCHS", "3", "--tga", "x"], ["--tga: unknown flag", "--tag"]),
+     ([*CFG, "TRAIN.EPOCHS", "3", "--outptu", "x"], ["--outptu: unknown flag", "--output"]),
      ([*CFG, "SEED", "1", "SEED", "2"], ["SEED is given twice, 1 and 2"]),
      ([*CFG, "SEED", "1", "--opts", "SEED", "2"], ["SEED is given twice"]),
      (["--datapath", "x"], ["did you mean --data-path?"]),  # before the missing --cfg

@@ -1,5 +1,6 @@
 """ImageNet-22k: its classes by WordNet id, what is left out, what is validated on, and every mistake in one line."""
 
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -43,6 +44,22 @@ def test_images_are_held_out_where_there_is_no_val(tmp_path, below):
     assert (len(again.train), len(again.val)) == (8, 4)
     assert set(names_of(again.val)) < set(val)  # the same draw, cut shorter
     assert "4 classes, the first one n00004475 (organism, being)" in lines[-1]
+
+
+@pytest.mark.parametrize("below", ["train", ""])
+def test_tars_of_the_classes_are_the_same_images(tmp_path, below):
+    class_folders(tmp_path / "folders", parts=(below,), **SOME)
+    (tmp_path / "tars" / below).mkdir(parents=True)
+    for name in FEW:
+        with tarfile.open(tmp_path / "tars" / below / f"{name}.tar", "w") as archive:
+            for file in sorted((tmp_path / "folders" / below / name).iterdir()):
+                archive.add(file, file.name)
+    (tmp_path / "out.txt").write_text(FEW[1])
+    pairs = [sources(tmp_path / kind, exclude=str(tmp_path / "out.txt")) for kind in ("folders", "tars")]
+    assert pairs[0].info.class_names == pairs[1].info.class_names == (FEW[0], *FEW[2:])
+    for first, second in zip(*[(found.train, found.val) for found in pairs], strict=True):
+        assert [label for _, label in first] == [label for _, label in second]
+        assert all((np.asarray(a) == np.asarray(b)).all() for (a, _), (b, _) in zip(first, second, strict=True))
 
 
 def test_the_last_image_of_a_class_is_for_training(tmp_path):

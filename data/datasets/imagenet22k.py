@@ -1,4 +1,4 @@
-"""ImageNet-22k: 21,841 classes in folders named by WordNet id, as fall11_whole.tar holds them."""
+"""ImageNet-22k: 21,841 classes in folders, or tars, named by WordNet id, as fall11_whole.tar holds them."""
 
 import re
 from functools import cache
@@ -70,15 +70,15 @@ def held_out(labels, count):
 
 @register("imagenet22k", options=True)
 def imagenet22k(request):
-    """Sources from class folders in train/ (or right in the folder) and in val/, whose classes may be some of train's,
-    ImageNet-1k's for instance; without val/ from the same folders (`imagenet22k:val=2`, images of each class).
+    """Sources from class folders or tars in train/ (or right in the folder) and in val/, whose classes may be some of
+    train's, ImageNet-1k's for instance; without val/ from the same ones (`imagenet22k:val=2`, images of each class).
 
     DATA.EXCLUDE names a file of classes to leave out.
     """
     count = chosen_options(request, OPTIONS)["val"]
-    root = require_folder(request.path, "ImageNet-22k, class folders such as n01440764/ in it or in its train/")
+    root = require_folder(request.path, "ImageNet-22k, n01440764/ or n01440764.tar and others in it or in its train/")
     excluded = set(read_excluded(request.exclude)) if request.exclude else set()
-    in_root = not (root / "train").is_dir() and any(WORDNET_ID.fullmatch(entry.name) for entry in entries(root))
+    in_root = not (root / "train").is_dir() and any(WORDNET_ID.match(entry.name) for entry in entries(root))
     part = root if in_root else find_part(root, ("train",))
     names = kept_classes(part, excluded, request.log)
     _, train = read_part(part, request.log, names)

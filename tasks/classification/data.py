@@ -67,8 +67,8 @@ def sources_of(config, world, log):
     """The Sources of DATA.DATASET, found and listed, no image read. Raises ConfigError, MissingError or DataError."""
     data = config.DATA
     common = request_keywords(config, world, log)
-    common |= {"download": data.DOWNLOAD, "cache_mode": data.CACHE_MODE, "exclude": data.EXCLUDE}
-    return create(data.DATASET, Request(**common, columns=tuple(data.COLUMNS), cache=data.ARROW_CACHE))
+    own = {"cache_mode": data.CACHE_MODE, "columns": tuple(data.COLUMNS), "cache": data.ARROW_CACHE}
+    return create(data.DATASET, Request(**common, **own, download=data.DOWNLOAD, exclude=data.EXCLUDE))
 
 
 def request_keywords(config, world, log):
