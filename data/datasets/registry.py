@@ -12,8 +12,9 @@ DATASETS = {}
 class Request:
     """What a dataset function may want to know. `img_size` is (height, width), used by `fake` alone.
 
-    `barrier` makes the processes of a run wait for each other; `log` takes a line of text. `name` is the dataset's,
-    `options` are the numbers behind its colon (`fake:train=512,classes=5`): `create` fills them in.
+    `once_per_host` runs a function in one process of each host while the others wait; `log` takes a line of text.
+    `name` is the dataset's, `options` are the numbers behind its colon (`fake:train=512,classes=5`): `create` fills
+    them in.
     """
 
     path: str = ""
@@ -23,7 +24,7 @@ class Request:
     cache_mode: str = "part"
     rank: int = 0
     world_size: int = 1
-    barrier: Callable = lambda: None
+    once_per_host: Callable = lambda make: make()
     log: Callable = print
     name: str = ""
     options: dict = field(default_factory=dict)
