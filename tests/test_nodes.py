@@ -67,7 +67,7 @@ def task(rank, **more):
 def test_srun_says_what_torchrun_would(rank, here):
     variables = task(rank)
     assert slurm.adopt(variables) is False
-    assert variables["RANK"], variables["WORLD_SIZE"] == (str(rank), "7")
+    assert (variables["RANK"], variables["WORLD_SIZE"]) == (str(rank), "7")
     assert (variables["LOCAL_RANK"], variables["LOCAL_WORLD_SIZE"]) == (str(rank % 2), here)
     assert variables["MASTER_ADDR"] == "gpu003"
     assert variables["MASTER_PORT"] == str(15000 + 40000017 % 15000)
@@ -244,13 +244,19 @@ def test_halving_is_refused_with_norms_over_all_processes():
 
 # Two hosts: two agents of torchrun with a folder and an address of their own
 
-KILLED = """
-import os, sys
+DIES = """
+import os, signal, sys
 import torch
 import main
 from tests import faults
 torch.set_num_threads(1)
-if sys.argv.pop(1) == "killed":
+
+def host_dies(kill=faults.kill_self):
+    os.kill(os.getppid(), signal.SIGKILL)
+    kill()
+
+faults.kill_self = host_dies
+if sys.argv.pop(1) == "dies":
     faults.kill_at_step(3, ranks=(1,))
 sys.exit(main.main(sys.argv[1:]))
 """
@@ -260,7 +266,7 @@ def agent(host, config, port, fate, restarts=0):
     """torchrun on a host played by the folder `host`, whose last digit is that of its address."""
     host.mkdir(exist_ok=True)
     script = host / "script.py"
-    script.write_text(KILLED)
+    script.write_text(DIES)
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_id=run"]
     command += [f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_backend=c10d", f"--local_addr=127.0.0.{host.name[-1]}"]
     command += [f"--max_restarts={restarts}", str(script), fate, *arguments(config, "out", *EVERY_STEP)]
@@ -271,7 +277,7 @@ def agent(host, config, port, fate, restarts=0):
 
 def test_a_host_dies_and_both_start_again(tmp_path, reference):
     config, hosts = write_config(tmp_path), (tmp_path / "host1", tmp_path / "host2")
-    for fate in ("killed", "well"):
+    for fate in ("dies", "well"):
         port = free_port()
         agents = [agent(host, config, port, fate) for host in hosts]
         try:
@@ -280,7 +286,7 @@ def test_a_host_dies_and_both_start_again(tmp_path, reference):
             for process in agents:
                 process.kill()
         logs = [(host / "log.txt").read_text() for host in hosts]
-        assert codes == ([1, 1] if fate == "killed" else [0, 0]), logs
+        assert codes == ([1, -signal.SIGKILL] if fate == "dies" else [0, 0]), logs
     assert logs[0].count("resuming from") == 1
     assert "sent by rank 0, 1 of 2 processes do not see it" in logs[0]
     assert not (hosts[1] / "out").exists()  # rank 1 has never seen the run folder
