@@ -310,6 +310,7 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "TRAIN.CLIP_GRAD": Key(5.0, "largest norm of all gradients together; 0: no clipping", must.at_least(0)),
     "TRAIN.ACCUMULATION_STEPS": Key(1, "forward passes per optimizer step", must.at_least(1)),
     "TRAIN.USE_CHECKPOINT": Key(False, "recompute activations in the backward pass: less memory, more time"),
+    "TRAIN.HALVE_ON_OOM": Key(False, "cut micro-batches in two on all ranks where memory runs out: same global batch"),
     "TRAIN.SYNC_BN": Key("auto", "BatchNorm over all processes: auto (on GPUs), on or off",
         must.one_of("auto", "on", "off"), built=False, idle=ALONE),
     "TRAIN.MAX_SKIPPED_STEPS": Key(0, "steps with a non-finite loss or gradient that are skipped before the run stops",

@@ -8,6 +8,7 @@ from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
 
 import tasks
+from engine import halving
 from engine.freeze import freeze
 from engine.sync import RunningStatistics, StepSync
 from engine.train import StepSettings, TrainState, steps_per_epoch
@@ -50,6 +51,7 @@ def build_settings(config, world, model=None):
         accumulation=config.TRAIN.ACCUMULATION_STEPS,
         clip_grad=config.TRAIN.CLIP_GRAD,
         amp_dtype=amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, world.device, macs),
+        halve=config.TRAIN.HALVE_ON_OOM,
         max_skipped=config.TRAIN.MAX_SKIPPED_STEPS,
         print_freq=config.PRINT_FREQ,
     )
@@ -60,6 +62,8 @@ def build_state(config, world, task, model):
     sync_bn = uses_sync_bn(config.TRAIN.SYNC_BN, world)
     if sync_bn:
         model = convert_sync_batchnorm(model)  # timm's: torch's own takes the activation away from norms with one
+    if config.TRAIN.HALVE_ON_OOM:
+        halving.check(model)
     if config.TEST.WEIGHTS == "ema" and not config.TRAIN.EMA.ENABLE:
         raise ConfigError("TEST.WEIGHTS: 'ema', but TRAIN.EMA.ENABLE is False; use 'auto'")
     ema = None

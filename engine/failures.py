@@ -29,6 +29,7 @@ LOST_PEER = (
     "remote peer",
     "ncclRemoteError",
 )
+TIMED_OUT = ("Timed out waiting", "collective operation timeout")
 MEMORY = "DefaultCPUAllocator: "  # an error about memory on a CPU, which has no class of its own
 
 
@@ -118,7 +119,7 @@ def out_of_memory(error, world):
     asked = f" (asked for {amount[1]})" if amount else ""
     return ResourceError(
         f"rank {world.rank}: out of memory on {world.device}{asked}: try a smaller DATA.BATCH_SIZE with more "
-        "TRAIN.ACCUMULATION_STEPS, or TRAIN.USE_CHECKPOINT"
+        "TRAIN.ACCUMULATION_STEPS, TRAIN.USE_CHECKPOINT or TRAIN.HALVE_ON_OOM"
     )
 
 
@@ -126,13 +127,14 @@ def lost_peer(error, world):
     """What gloo's or NCCL's error means: the reason that another rank told, a HangError, or NCCL's own reason."""
     text = str(error)
     lost = any(sign in text for sign in LOST_PEER)
+    waited = any(sign in text for sign in TIMED_OUT)
     if isinstance(error, dist.DistBackendError):
         reason = nccl_reason(text)
         return told(world) or (
-            hang(world, f" ({reason})") if lost else ResourceError(f"rank {world.rank}: NCCL: {reason}")
+            hang(world, f" ({reason})", waited) if lost else ResourceError(f"rank {world.rank}: NCCL: {reason}")
         )
     if isinstance(error, dist.DistError) or (lost and "gloo" in text):
-        return told(world) or hang(world)
+        return told(world) or hang(world, waited=waited)
     return None
 
 
@@ -144,10 +146,13 @@ def nccl_reason(text):
     return (last or coded or lines or ["no reason given"])[0]
 
 
-def hang(world, reason=""):
-    """The HangError that names who does not answer, as far as that is known."""
+def hang(world, reason="", waited=False):
+    """The HangError that names who does not answer, as far as that is known; `waited`: for as long as is allowed."""
     silent = world.pulse.silent() if world.pulse else []
+    behind = world.pulse.behind() if waited and not silent and world.pulse else []
     who = f"no sign of life from {', '.join(silent[:3])}" if silent else "another process of this run ended or hangs"
+    if behind:
+        who = f"waited {world.timeout:g} s for {', '.join(behind[:3])}"
     at = f" at step {world.pulse.step}" if world.pulse else ""
     return HangError(f"rank {world.rank}{at}: {who}{reason}")
 
@@ -173,6 +178,6 @@ def wait(event, world):
         if reason is not None:
             raise reason
         if now - started > world.timeout or (now - started > SILENCE and world.pulse.silent(SILENCE)):
-            error = hang(world)
+            error = hang(world, waited=now - started > world.timeout)
             error.everywhere = False
             raise error

@@ -74,7 +74,8 @@ class Run:
         """
         self.command = command
         path = self.world.gather(self.world.together(self._choose))[0]
-        changes = self.world.together(lambda: self._restore(path)) if path else []
+        payload = checkpoint.load_everywhere(path, self.world, self.log) if path else None
+        changes = self.world.together(lambda: self._restore(path, payload)) if path else []
         if self.is_complete():
             self.log.heading(f"already complete: {self.folder.path}, best {self.say(self.best())}")
             return True
@@ -109,8 +110,7 @@ class Run:
         found = resume.choose_checkpoint(self.folder.checkpoints, given, train.AUTO_RESUME, self.log.warning)
         return str(found[0]) if found else ""
 
-    def _restore(self, path):
-        payload = checkpoint.load(path)
+    def _restore(self, path, payload):
         self.task.check_facts(payload.get("data", {}), path)
         facts = self.task.facts() | self.cpu_amp
         changes = resume.check_same_run(self.config, self.world, payload, path, facts, self.between)
@@ -283,7 +283,7 @@ class Run:
 
     def _test_best(self):
         self.world.barrier()  # rank 0 has written best.pth
-        payload = self.world.together(lambda: checkpoint.load(self.folder.checkpoints / checkpoint.BEST))
+        payload = checkpoint.load_everywhere(self.folder.checkpoints / checkpoint.BEST, self.world, self.log)
         weights = resume.choose_weights(payload, self.config.TEST.WEIGHTS, checkpoint.BEST)
         load_exact(self.state.model, weights, checkpoint.BEST)
         row = evaluate(self.task, self.task.data.test, self.state.model, self.settings, self.stop)

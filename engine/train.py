@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from engine import halving
 from engine.failures import wait
 from engine.nonfinite import refuse
 from engine.sync import DelayedRead, Wishes, next_batch
@@ -35,6 +36,7 @@ class StepSettings:
     amp_dtype: torch.dtype | None = None
     max_skipped: int = 0  # consecutive refused steps that are tolerated
     print_freq: int = 50
+    halve: bool = False  # the micro-batches where the memory does not suffice
     between: int = 0  # optimizer steps from one evaluation to the next; 0: a pass over the data
 
 
@@ -50,6 +52,7 @@ class Progress:
     seconds: float = 0.0  # of training and validation, over all starts
     history: list = field(default_factory=list)  # one row per validated epoch
     part_sums: dict = field(default_factory=dict)  # as loss_sum, of each partial loss
+    halvings: int = 0  # of the micro-batches, for want of memory (engine/halving.py)
 
     def count(self, record):
         """Take in the StepRecord of a step that is done."""
@@ -148,10 +151,16 @@ def accumulate(state, task, settings, group):
     """
     state.optimizer.zero_grad(set_to_none=True)
     total, names = 0.0, ()
-    for micro, batch in enumerate(group):
-        holds_back = settings.world.size > 1 and micro + 1 < len(group)
+    halvings = state.progress.halvings
+    calls = [
+        (micro, batch, runner)
+        for micro, batch in enumerate(group)
+        for runner in halving.pieces(state.runner, task.size(batch), halvings)
+    ]
+    for number, (micro, batch, runner) in enumerate(calls):
+        holds_back = settings.world.size > 1 and (settings.halve or number + 1 < len(calls))
         with state.runner.no_sync() if holds_back else contextlib.nullcontext():
-            loss, parts = micro_losses(state, task, settings, (state.progress.step, micro), batch, state.runner)
+            loss, parts = micro_losses(state, task, settings, (state.progress.step, micro), batch, runner)
             names = tuple(parts)
             loss = loss / len(group)
             (state.scaler.scale(loss) if state.scaler else loss).backward()
@@ -194,7 +203,11 @@ def train_step(state, task, settings, group, wishes):
     """
     state.schedule.apply(state.optimizer, state.progress.step)
     before = state.statistics.snapshot()
-    losses, names = accumulate(state, task, settings, group)
+    if settings.halve:
+        most = max(task.size(batch) for batch in group)
+        losses, names = halving.within_memory(state, settings, most, lambda: accumulate(state, task, settings, group))
+    else:
+        losses, names = accumulate(state, task, settings, group)
     agreed = state.sync.exchange(losses, wishes().flags())
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
@@ -239,8 +252,12 @@ def train_one_epoch(state, task, loader, epoch, settings, session):
     monitor = EpochMonitor(state, task, settings, session.log, per_epoch)
     end = min(state.schedule.total_steps, (epoch + 1) * (settings.between or per_epoch))
     for group in groups(loader, settings, progress.step, end):
+        halvings = progress.halvings
         record, names = train_step(state, task, settings, group, session.wishes)
         progress.step += 1
+        if progress.halvings > halvings:
+            count, at = 2**progress.halvings, progress.step - 1
+            session.log.warning(f"step {at}: out of memory; micro-batches in {count} pieces from now on")
         monitor.receive(monitor.reader.push(record, (progress.step - 1, names, group)))
         monitor.show(sum(task.size(batch) for batch in group))
         if monitor.stop or monitor.save:

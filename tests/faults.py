@@ -51,12 +51,23 @@ def signal_at_step(step, name, ranks=(0,)):
     after_backward(action)
 
 
-def out_of_memory(step, ranks):
-    """The GPU of these ranks is full in step `step`."""
+def out_of_memory(step, ranks, enough=99):
+    """The GPU of these ranks is full in step `step`, until micro-batches are halved `enough` times."""
+
+    def action(loss, state, now, _micro):
+        if now == step and rank() in ranks and state.progress.halvings < enough:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+        return loss
+
+    after_backward(action)
+
+
+def hang_at_step(step, ranks):
+    """These ranks come to a halt in step `step`, while their threads live."""
 
     def action(loss, _state, now, _micro):
         if now == step and rank() in ranks:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+            time.sleep(1000)
         return loss
 
     after_backward(action)

@@ -75,13 +75,15 @@ def child(argv, environment, log, fault):
     sys.exit(main.main(argv))
 
 
-def start(argv, folder, ranks=1, fault=None, port=None, per_rank=None):
-    """Start the ranks; `fault` = (name in tests.faults, arguments), `per_rank` = extra arguments of each rank."""
+def start(argv, folder, ranks=1, fault=None, port=None, per_rank=None, variables=None):
+    """Start the ranks; `fault` = (name in tests.faults, arguments), `per_rank` = extra arguments of each rank,
+    `variables` = the environment of each rank instead of that which torchrun makes."""
     forked, port = context(), port or free_port()
     processes = []
     for rank in range(ranks):
         place = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {key: str(value) for key, value in place.items()} if ranks > 1 else {}
+        environment = variables[rank] if variables else environment
         extra = per_rank[rank] if per_rank else []
         log = Path(folder) / f"rank{rank}.txt"
         process = forked.Process(target=child, args=([*argv, *extra], environment, log, fault))

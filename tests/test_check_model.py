@@ -167,9 +167,9 @@ def test_cost(tmp_path):
     assert "for 2 epochs with validation on cpu, 1 process(es)" in hours.text
     made_up = Measured(fixed_seconds=10.0, image_seconds=300.0, fixed_bytes=0.0, image_bytes=1e12)
     seconds = 2 * ((36 + 11 / 3) * 300 + 9 * 10)
-    finding = time_finding(that, made_up)
+    finding = time_finding(that, made_up, 0.001)
     assert f"about {int(seconds // 3600)}:" in finding.text
-    assert time_finding(that, made_up._replace(image_seconds=1e5)).level == "warning"
+    assert time_finding(that, made_up._replace(image_seconds=1e5), 0.001).level == "warning"
     finding = memory_finding(that, made_up)
     assert finding.level == "warning"  # a processor may have less memory than the machine of the run
     assert f"about {4e12 / 2**30:.3g} GiB a process for a batch of 4" in finding.text

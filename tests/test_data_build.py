@@ -166,26 +166,24 @@ def test_nothing_is_fetched_where_class_folders_are(tmp_path, monkeypatch):
         create("cifar10", Request(path=str(tmp_path)))
 
 
-def test_one_process_downloads_and_the_others_wait(tmp_path, monkeypatch):
+def test_one_process_of_a_host_downloads(tmp_path, monkeypatch):
     events = []
     monkeypatch.setattr("data.datasets.cifar.fetch", lambda root, reader, log: events.append("fetch"))
-    for rank in (0, 1):
-        request = Request(path=str(tmp_path), rank=rank, world_size=2, barrier=lambda: events.append("barrier"))
+    for first_of_host in (True, False):  # World.once_per_host has its test in test_nodes.py
+        request = Request(path=str(tmp_path), once_per_host=lambda make, turn=first_of_host: make() if turn else None)
         with pytest.raises(MissingError):
             create("cifar10", request)
-    assert events == ["fetch", "barrier", "barrier"]
+    assert events == ["fetch"]
 
 
-def test_a_failed_download_says_from_where_and_does_not_strand_the_others(tmp_path, monkeypatch):
+def test_a_failed_download_says_from_where(tmp_path, monkeypatch):
     def no_network(self):
         Path(self.root).mkdir()  # as torchvision does before it connects
         raise OSError("no route to host")
 
-    events = []
     monkeypatch.setattr(tv.CIFAR10, "download", no_network)
     with pytest.raises(MissingError, match="cifar-10-batches-py: not found, and http.*no route to host"):
-        create("cifar10", Request(path=str(tmp_path / "new"), log=silent, barrier=lambda: events.append("barrier")))
-    assert events == ["barrier"]
+        create("cifar10", Request(path=str(tmp_path / "new"), log=silent))
     assert not (tmp_path / "new").exists()
 
 

@@ -150,7 +150,7 @@ def test_a_wait_for_the_gpu_ends_when_another_rank_has_told_why_it_left(impatien
 
 
 def silent_pulse(*places):
-    return SimpleNamespace(silent=lambda *_: list(places), step=7)
+    return SimpleNamespace(silent=lambda *_: list(places), behind=list, step=7)
 
 
 def test_a_wait_for_the_gpu_ends_when_a_process_gives_no_sign_of_life(impatient):
@@ -190,7 +190,7 @@ def test_silence_is_noticed_and_placed(monkeypatch):
         now[0] += 1
         third.beat()
         first.look()
-    assert first.silent() == ["rank 1 on node3 since step 5"]
+    assert first.silent() == [f"rank 1 on node3 since step 5 in {second.where}"]
     now[0] += 4  # the store itself does not answer any more
     assert third.silent() == ["rank 0"]
     assert first.silent() == []

@@ -6,6 +6,7 @@ found anywhere in the file, the newest is chosen by its place in the run, and to
 """
 
 import hashlib
+import io
 import os
 import re
 from pathlib import Path
@@ -122,6 +123,34 @@ def load(path):
         raise MissingError(f"{path}: no such checkpoint")
     check_seal(path)
     return read_tensors(path)
+
+
+def mark(path):
+    """What tells a file from another one of its name without reading it all: its length and its end, the seal; ''
+    if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - SEAL_LENGTH - 2))
+            return f"{size} {file.read().hex()}"
+    except OSError:
+        return ""
+
+
+def load_everywhere(path, world, log):
+    """`load(path)` on every rank of a World; ranks that do not see rank 0's file get its content sent.
+
+    That is so where the folder lies on the disk of rank 0's host: each rank says which file it sees. All ranks call it.
+    """
+    marks = world.gather(mark(path))
+    elsewhere = sum(other != marks[0] for other in marks)
+    if not elsewhere:
+        return world.together(lambda: load(path))
+    payload = world.together(lambda: load(path) if world.is_main else None)
+    log.info(f"{path}: sent by rank 0, {elsewhere} of {world.size} processes do not see it")
+    content = world.from_main(Path(path).read_bytes() if world.is_main else None)
+    stream = io.BytesIO(content)
+    return payload if world.is_main else torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def prune_epochs(folder, keep):

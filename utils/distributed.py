@@ -13,17 +13,19 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from utils import errors
+from utils import errors, slurm
 from utils.errors import ConfigError, RunError, UnavailableError
 from utils.pulse import Pulse
 
+PIECE = 1 << 26  # bytes that are sent at once
 GRACE = 60  # seconds that NCCL waits longer than this project does
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: `rank` of `size` and its `device`. If not alone: the gloo group for words, a key-value
-    store (a connection of its own, which never waits for NCCL), its Pulse, and the seconds an operation may take."""
+    """This process's place: `rank` of `size`, `local_rank` on its host, and its `device`. If not alone: the gloo group
+    for words, a key-value store (a connection of its own, which never waits for NCCL), its Pulse, and the seconds an
+    operation may take."""
 
     device: torch.device
     rank: int = 0
@@ -32,6 +34,7 @@ class World:
     store: object = None
     pulse: object = None
     timeout: float = 0.0
+    local_rank: int = 0
 
     @property
     def is_main(self):
@@ -70,6 +73,32 @@ class World:
             name, message = failures[0]
             raise getattr(errors, name)(message)
         return result
+
+    def once_per_host(self, make):
+        """Run `make()` where something is missing: on rank 0, then on the first rank of each other host; all wait.
+
+        `make` returns at once if nothing is missing: on disks that hosts share, rank 0 has made it for all of them.
+        What it raises is raised when all have waited.
+        """
+        failure = None
+        for turn in (self.is_main, self.local_rank == 0 and not self.is_main):
+            try:
+                if turn:
+                    make()
+            except RunError as error:
+                failure = error
+            self.barrier()
+        if failure:
+            raise failure
+
+    def from_main(self, content):
+        """The bytes that rank 0 gives, on every rank; the others give None."""
+        length = int(self.sum([len(content) if self.is_main else 0])[0])
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.is_main else None
+        data = data if self.is_main else torch.empty(length, dtype=torch.uint8)
+        for piece in data.split(PIECE):
+            dist.broadcast(piece, 0, group=self.control)
+        return data.numpy().tobytes()
 
     def sum(self, values):
         """The sum over ranks of a list of numbers, exact for integers below 2**53."""
@@ -157,8 +186,9 @@ def connect(device_name, timeout, local_rank=None):
 
     `timeout` (seconds) bounds every collective operation. Raises ConfigError or UnavailableError.
     """
+    own_gpu = slurm.adopt(os.environ)
     rank, size, local_rank, local_size = local_place(local_rank)
-    device = choose_device(device_name, local_rank, local_size)
+    device = choose_device(device_name) if own_gpu else choose_device(device_name, local_rank, local_size)
     if size == 1:
         return World(device)
     port = os.environ.setdefault("MASTER_PORT", "29500")
@@ -181,7 +211,7 @@ def connect(device_name, timeout, local_rank=None):
     pulse = Pulse(words, rank, size)
     control = dist.new_group(backend="gloo", timeout=limit)
     pulse.start()
-    return World(device, rank, size, control, words, pulse, timeout)
+    return World(device, rank, size, control, words, pulse, timeout, local_rank)
 
 
 def store_for_words(attempt, limit):

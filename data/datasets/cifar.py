@@ -18,7 +18,7 @@ STD = {"cifar10": (0.2470, 0.2435, 0.2616), "cifar100": (0.2673, 0.2564, 0.2762)
 @register("cifar10")
 @register("cifar100")
 def cifar(request):
-    """Sources of either, 32x32; process 0 alone downloads, the others wait for it.
+    """Sources of either, 32x32; one process of each host downloads, the others wait for it.
 
     Raises MissingError (absent and not to be downloaded) or DataError (a file whose checksum is wrong).
     """
@@ -27,11 +27,7 @@ def cifar(request):
     root = root.parent if root.name == reader.base_folder else root  # whichever of the two was given
     folders = any((root / part).is_dir() for part in ("train", "val", "test"))  # nothing to be fetched into
     if request.download and not folders:
-        try:
-            if request.rank == 0 and missing_files(root, reader):
-                fetch(root, reader, request.log)
-        finally:
-            request.barrier()  # also when it failed, so that the others look for themselves instead of waiting
+        request.once_per_host(lambda: missing_files(root, reader) and fetch(root, reader, request.log))
     missing = missing_files(root, reader)
     if missing:
         why = "" if request.download else " and DATA.DOWNLOAD is off"

@@ -16,8 +16,9 @@ class Request:
     `columns` are the names of the image's and the label's column where a file's own do not tell; `cache` is the folder
     for what is made of the files, '' the usual one.
 
-    `barrier` makes the processes of a run wait for each other; `log` takes a line of text. `name` is the dataset's,
-    `options` are the numbers behind its colon (`fake:train=512,classes=5`): `create` fills them in.
+    `once_per_host` runs a function in one process of each host while the others wait; `log` takes a line of text.
+    `name` is the dataset's, `options` are the numbers behind its colon (`fake:train=512,classes=5`): `create` fills
+    them in.
     """
 
     path: str = ""
@@ -28,7 +29,7 @@ class Request:
     exclude: str = ""
     rank: int = 0
     world_size: int = 1
-    barrier: Callable = lambda: None
+    once_per_host: Callable = lambda make: make()
     log: Callable = print
     columns: tuple = ()
     cache: str = ""

@@ -80,7 +80,7 @@ def request_keywords(config, world, log):
         "zip_mode": data.ZIP_MODE,
         "rank": world.rank,
         "world_size": world.size,
-        "barrier": world.barrier,
+        "once_per_host": world.once_per_host,
         "log": log,
     }
 

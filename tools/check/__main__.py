@@ -26,6 +26,7 @@ from tools.check.keys import check_keys
 from tools.check.model import check_by_heart, check_first_loss, check_gradients, check_model
 from tools.check.recipe import check_examples, check_schedule
 from tools.check.resume import check_resume
+from tools.check.scaling import BANDWIDTHS
 from tools.check.segmentation import SegmentationSubject
 from tools.check.subject import FAILED, OK, WARNING, failed, warning
 from tools.shared.command import command, parser
@@ -92,6 +93,8 @@ def parse(argv):
     command_line.add_configuration(group)
     group.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="these checks instead of all")
     group.add_argument("--processes", type=int, default=1, metavar="N", help="processes that the run will have")
+    group.add_argument("--bandwidth", type=float, nargs="+", metavar="GB/s",
+                       help="between these processes, for what they cost each other (default 1.25 12.5 50)")
     group.add_argument("--seconds", type=float, default=SECONDS, metavar="S",
                        help=f"time for all checks together, roughly (default {SECONDS:g})")
     group.add_argument("--strict", action="store_true", help="warnings count as failures")
@@ -105,6 +108,10 @@ def parse(argv):
         raise ConfigError("--cfg: missing; name a file such as configs/demo/digits_shortcut.yaml (see --help)")
     if arguments.processes < 1 or not arguments.seconds > 0:
         raise ConfigError(f"--processes {arguments.processes}, --seconds {arguments.seconds:g}: both must be above 0")
+    if arguments.bandwidth and arguments.processes == 1:
+        raise ConfigError("--bandwidth: a process alone sends nothing; say how many there are with --processes N")
+    if not all(bandwidth > 0 for bandwidth in arguments.bandwidth or ()):
+        raise ConfigError(f"--bandwidth {' '.join(map(str, arguments.bandwidth))}: must be above 0 GB/s")
     for name in arguments.only:
         if name not in CHECKS:
             raise ConfigError(f"--only {name!r}: no such check, one of {listing(CHECKS, 20)}{nearest(name, CHECKS)}")
@@ -151,6 +158,7 @@ def main(argv):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as main.py
     folder = Path(arguments.folder or f"check/{config.MODEL.NAME}")
     subject = find(config.TASK)(config, origins, folder, arguments.processes, arguments.seconds)
+    subject.bandwidths = arguments.bandwidth or BANDWIDTHS
     lines = [shlex.join(["python", "-m", "tools.check", *argv])]
     lines += [f"PyTorch {torch.__version__}, Python {sys.version.split()[0]}", ""]
     levels = {}  # the worst of each check

@@ -10,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from data import worker_count
 from logger import duration
+from tools.check.scaling import scaling_finding, summed_bytes
 from tools.check.subject import TrialSteps, failed, ok, spread, warning
 
 DAY = 24 * 3600
@@ -24,18 +25,23 @@ GIB = 2**30
 
 
 class Measured(NamedTuple):
-    """Seconds and bytes of a step: what it takes whatever its batch, and what each image of the full size adds."""
+    """Seconds and bytes of a step: what it takes whatever its batch, and what each image of the full size adds; the
+    bytes that several processes sum up."""
 
     fixed_seconds: float
     image_seconds: float
     fixed_bytes: float
     image_bytes: float
+    summed_bytes: int = 0
 
 
 def check_cost(subject):
     """Hours and memory of the configured batch and number of epochs, on this device."""
-    measured = measure(subject)
-    return [time_finding(subject, measured), memory_finding(subject, measured)]
+    measured, prepare = measure(subject), seconds_to_prepare(subject)
+    findings = [time_finding(subject, measured, prepare), memory_finding(subject, measured)]
+    if subject.processes > 1:
+        findings.append(scaling_finding(subject, measured, run_seconds(subject, measured, prepare)[0]))
+    return findings
 
 
 def measure(subject):
@@ -53,7 +59,8 @@ def measure(subject):
     fixed_seconds, image_seconds = line(images, seconds)
     fixed_bytes, image_bytes = line(images, peaks) if cuda else (state_bytes(steps.state), saved / steps.batch)
     pixels = math.prod(subject.img_size) / math.prod(trial.size)
-    return Measured(fixed_seconds, image_seconds * trial.work, fixed_bytes, image_bytes * pixels)
+    summed = summed_bytes(steps.state)
+    return Measured(fixed_seconds, image_seconds * trial.work, fixed_bytes, image_bytes * pixels, summed)
 
 
 def line(images, values):
@@ -90,14 +97,24 @@ def state_bytes(state):
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def time_finding(subject, measured):
-    """All epochs with their validation; the loaders count where they are slower, or where there are no workers."""
+def run_seconds(subject, measured, prepare):
+    """(seconds of all epochs with their validation, whether the loaders are what takes so long).
+
+    The loaders count where they are slower, or where there are no workers.
+    """
     epochs = subject.schedule(subject.config).total_steps / max(1, subject.steps_per_epoch)
     workers = worker_count(subject.config.DATA.NUM_WORKERS, subject.processes)
-    prepare = seconds_to_prepare(subject)
     compute, loading = epoch_seconds(subject, measured, prepare)
     loading /= max(1, workers)
     total = (max(compute, loading) if workers else compute + loading) * epochs
+    return total, bool(workers) and loading > compute
+
+
+def time_finding(subject, measured, prepare):
+    """How long it takes; `prepare`: see seconds_to_prepare."""
+    epochs = subject.schedule(subject.config).total_steps / max(1, subject.steps_per_epoch)
+    workers = worker_count(subject.config.DATA.NUM_WORKERS, subject.processes)
+    total, waits = run_seconds(subject, measured, prepare)
     text = (
         f"about {duration(total)} (h:mm:ss) for {epochs:g} epochs with validation on {subject.world.device}, "
         f"{subject.processes} process(es){subject.trial.remark}"
@@ -107,7 +124,7 @@ def time_finding(subject, measured):
         f"{1000 * prepare:.3g} ms to prepare an image, in each of {workers} workers"
     )
     advice = f"that is {total / DAY:.0f} days here" if total > LONG else ""
-    if workers and loading > compute:
+    if waits:
         advice = "the loaders are the bottleneck: more DATA.NUM_WORKERS, or lighter augmentation"
     return (warning if advice else ok)(text, advice, [row])
 

@@ -88,7 +88,10 @@ class Subject:
 
     folder: where the picture is written. processes: how many the run will have; the checks have one.
     seconds: for all checks together; a check takes its share of it. Everything raises RunErrors as a run would.
+    bandwidths: GB/s between processes that the cost is told for.
     """
+
+    bandwidths = ()
 
     def __init__(self, config, origins, folder, processes=1, seconds=50.0):
         self.config, self.origins, self.folder = config, origins, folder
