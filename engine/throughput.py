@@ -64,7 +64,7 @@ def measure(config, world, log):
         with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):
             state.eval_runner(inputs[0])
 
-    ready = SimpleNamespace(inputs=lambda *_: inputs, size=task.size)  # a task whose inputs are there: the model's part is left
+    ready = SimpleNamespace(inputs=lambda *_: inputs, size=task.size)  # its inputs are there: the model's part is left
     measured = [
         ("training step, data on the device", lambda: train_step(state, ready, settings, [batch], Wishes)),
         ("data path alone, mixed", lambda: task.inputs(next(batches), key, world.device, settings.amp_dtype)),
