@@ -131,6 +131,32 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         "test_data_loaders.py",
         {"a resumed epoch reads from its start": ("batches(epoch, start), where", "batches(epoch), where")},
     ),
+    "data/datasets/arrow.py": (
+        "test_data_parquet.py",
+        {
+            "a changed file keeps its copy": ("self.column, *self.state(file)]", "self.column]"),
+            "names of the file before": ('(self.first, index, side="right")', '(self.first, index, side="left")'),
+            "compressed Arrow is read into memory": ("> sum(array.nbytes for array in found) / 2", "< 0"),
+        },
+    ),
+    "data/datasets/parquet.py": (
+        "test_data_parquet.py",
+        {
+            "other class names are taken": ("!= class_names(first, columns[1])", "== ()"),
+            "several sets are one": ("if len(folders) > 1:", "if False:"),
+        },
+    ),
+    "data/datasets/classes.py": (
+        "test_data_lists.py test_data_arrays.py",
+        {
+            "numbers sorted as text": ("label.isdecimal()", "False"),
+            "test before validation": ('for part in ("val", "test") if', 'for part in ("test", "val") if'),
+        },
+    ),
+    "data/datasets/arrays.py": (
+        "test_data_arrays.py",
+        {"pixels are not identified": ("digest.update(np.ascontiguousarray(self.pixels[index]).tobytes())", "pass")},
+    ),
     "engine/train.py": (
         "test_engine.py test_tasks.py",
         {

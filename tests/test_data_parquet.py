@@ -138,6 +138,7 @@ def test_a_resumed_run_notices_other_data(tmp_path):
     assert identity(sources("parquet", shutil.copytree(root, tmp_path / "moved")).train) == first
     entries = list(sources("parquet", root).train.fingerprint())
     assert [name for name, _ in entries] == [f"data/train-0000{n}-of-00002.parquet:image.bytes" for n in range(2)]
+    assert sources("parquet", root).train.name(6) == str(root / "data/train-00001-of-00002.parquet[0]")
     (root / "data/train-00001-of-00002.parquet").unlink()
     assert identity(sources("parquet", root).train) != first
 
