@@ -92,13 +92,15 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
         "after the attention: mlp, leff, daff or localvit[:se=4]; '': the variant's own"),
     "MODEL.LOCALITY.BLOCK": Key("", "form of a block: plain (pre-norm), cct or localvit; '': the variant's own"),
 
-    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagefolder, webdataset, "
-        "parquet, list, arrays, idx or fake; "
+    "DATA.DATASET": Key("digits", "digits, cifar10, cifar100, tiny-imagenet, imagenet, imagenet22k, imagefolder, "
+        "webdataset, parquet, list, arrays, idx or fake; "
         "segmentation: ade20k, cityscapes, pascal-voc, segfolder or shapes; "
         "detection: coco or detection_shapes", must.NOT_EMPTY, built=False),
     "DATA.DATA_PATH": Key("", "folder of the dataset (list, arrays: or file; parquet: or hf://datasets/NAME)",
         free=True, kind=file_path,
         idle="the dataset needs no files"),
+    "DATA.EXCLUDE": Key("", "file of classes to leave out of imagenet22k, a WordNet id a line", kind=file_path,
+        built=False, idle="DATA.DATASET is not imagenet22k"),
     "DATA.IMG_SIZE": Key(224, "side in pixels, or [HEIGHT, WIDTH]", must.PIXELS, kind=image_size, built=False),
     "DATA.BATCH_SIZE": Key(128, "images per process and forward pass", must.at_least(1), built=False),
     "DATA.INTERPOLATION": Key("bicubic", "of crops and of the resizing for evaluation",
@@ -292,6 +294,10 @@ KEYS = {  # a new key is a row here and a use in the builder that reads it
     "TRAIN.NO_WEIGHT_DECAY": Key(["1d", "pos_embed", "cls_token", "relative_position_bias_table", "layer_scale"],
         "exempt: parameters of at most one dimension (1d), and those with such a piece in their names",
         idle="weight decay is 0, or no parameter has such a name"),
+    "TRAIN.LAYER_DECAY": Key(1.0, "each layer learns at so much of the next one's rate (fine-tuning); 1: at the same",
+        must.SHARE),
+    "TRAIN.FREEZE": Key([], "names of parameters or modules that are not trained, with * and ?; '-name' is trained "
+        "again: ['*', -head] is linear probing", kind=str),
     "TRAIN.BASE_LR": Key(5e-4, "learning rate after the warm-up, before LR_SCALING", must.at_least(0)),
     "TRAIN.WARMUP_LR": Key(5e-7, "learning rate of the first step", must.at_least(0), idle="there is no warm-up"),
     "TRAIN.MIN_LR": Key(5e-6, "where the cosine, linear or poly schedule ends",

@@ -1,5 +1,6 @@
-"""Parameter groups with explicit weight-decay exemptions, and any timm optimizer by name."""
+"""Parameter groups with explicit weight-decay exemptions and rates by depth, and any timm optimizer by name."""
 
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, get_optimizer_info
 
 from utils.errors import ConfigError, MismatchError, listing
@@ -33,6 +34,37 @@ def parameter_groups(model, weight_decay, exemptions, extra=None):
     return groups
 
 
+def layer_scales(model, decay):
+    """{name: decay ** (layers above the parameter's)}, as timm's param_groups_layer_decay counts the layers of BEiT
+    (arXiv 2106.08254): 1 for the last one and for all that stands beside the backbone, such as heads.
+
+    Raises ConfigError for a model without timm's `group_matcher`, which tells its layers.
+    """
+    backbones = [(name, module) for name, module in model.named_modules() if hasattr(module, "group_matcher")]
+    if not backbones:
+        raise ConfigError(f"TRAIN.LAYER_DECAY: {decay:g}, but this model does not say which layers it has; use 1")
+    prefix, backbone = backbones[0]
+    layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    inside = {f"{prefix}.{name}".lstrip("."): layer for name, layer in layers.items()}
+    names = [name for name, _ in model.named_parameters()]
+    last = max(layers.values()) + any(name not in inside for name in names)
+    return {name: decay ** (last - inside.get(name, last)) for name in names}
+
+
+def scaled_by_depth(groups, scales):
+    """The groups split so that each has one rate, which its 'lr_scale' is multiplied with: the highest rates first,
+    whose number the log shows. A name without a scale has 1."""
+    split = {}
+    for group in groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            scale = scales.get(name, 1.0)
+            empty = {**group, "params": [], "names": [], "lr_scale": scale}
+            part = split.setdefault((scale, group["weight_decay"]), empty)
+            part["params"].append(parameter)
+            part["names"].append(name)
+    return sorted(split.values(), key=lambda group: -group["lr_scale"])
+
+
 def build_optimizer(config, model, lr, extra=None):
     """The optimizer named by TRAIN.OPTIMIZER.NAME over `parameter_groups`; options that it does not know are left out.
     Raises ConfigError if it cannot be used here. extra: see `parameter_groups`.
@@ -53,6 +85,8 @@ def build_optimizer(config, model, lr, extra=None):
     if settings.NAME == "adamw" and next(model.parameters()).is_cuda:
         options["fused"] = True
     groups = parameter_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.NO_WEIGHT_DECAY, extra)
+    if config.TRAIN.LAYER_DECAY != 1:
+        groups = scaled_by_depth(groups, layer_scales(model, config.TRAIN.LAYER_DECAY))
     options |= {"weight_decay": config.TRAIN.WEIGHT_DECAY, "momentum": settings.MOMENTUM}
     try:
         return create_optimizer_v2(groups, opt=settings.NAME, lr=lr, **options)
@@ -76,18 +110,22 @@ def continue_from(optimizer, stored, path):
     groups = []
     for group in optimizer.param_groups:
         options = {key: value for key, value in group.items() if key not in ("params", "lr")}
-        before = place[group["names"][0]][0]
+        before = {key: value for key, value in place[group["names"][0]][0].items() if key != "lr_scale"}
         groups.append(before | options | {"params": [place[name][1] for name in group["names"]]})
     optimizer.load_state_dict({"state": stored["state"], "param_groups": groups})
 
 
 def describe_groups(optimizer):
-    """One line per group for the log: how many tensors decay, and which are exempt (numbers in names folded)."""
-    lines = []
+    """Lines for the log: how many tensors decay, which are exempt (numbers in names folded), whose rates are lower."""
+    lines, names, scales = [], {}, {}
     for group in optimizer.param_groups:
-        kinds = sorted(
-            {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in group["names"]}
-        )
-        shown = f": {', '.join(kinds)}" if group["weight_decay"] == 0 else ""
-        lines.append(f"weight decay {group['weight_decay']:g} on {len(group['params'])} tensors{shown}")
+        names.setdefault(group["weight_decay"], []).extend(group["names"])
+        scales.setdefault(group.get("lr_scale", 1.0), []).extend(group["names"])
+    for decay, members in names.items():
+        kinds = sorted({".".join("*" if part.isdigit() else part for part in name.split(".")) for name in members})
+        shown = f": {', '.join(kinds)}" if decay == 0 else ""
+        lines.append(f"weight decay {decay:g} on {len(members)} tensors{shown}")
+    if set(scales) != {1.0}:
+        shown = ", ".join(f"{scale:.3g} on {len(members)}" for scale, members in scales.items())
+        lines.append(f"learning rate by depth: times {shown} tensors")
     return lines

@@ -8,6 +8,7 @@ from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
 
 import tasks
+from engine.freeze import freeze
 from engine.sync import RunningStatistics, StepSync
 from engine.train import StepSettings, TrainState, steps_per_epoch
 from lr_scheduler import build_scheduler
@@ -27,7 +28,8 @@ def build(config, world, log, training=True):
     seed_all(config.SEED, "weights")
     model = world.together(task.model)
     if training and config.MODEL.PRETRAINED:
-        world.together(lambda: load_pretrained(model, config.MODEL.PRETRAINED, log=log.info))
+        classes = task.facts().get("classes", ())
+        world.together(lambda: load_pretrained(model, config.MODEL.PRETRAINED, log=log.info, classes=classes))
     for line in task.data.description:
         if training or line.startswith(("data:", "eval:")):
             log.info(line)
@@ -63,7 +65,8 @@ def build_state(config, world, task, model):
     ema = None
     if config.TRAIN.EMA.ENABLE:
         ema = ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY, use_warmup=config.TRAIN.EMA.WARMUP)
-    statistics = RunningStatistics(model)
+    frozen = world.together(lambda: freeze(model, config.TRAIN.FREEZE))
+    statistics = RunningStatistics(model, without=frozen)
     learner = world.together(lambda: task.learner(model))
     runner = compiled(learner, config, world)
     if world.size > 1:
@@ -74,6 +77,7 @@ def build_state(config, world, task, model):
     evaluator = eval_model(model, ema, config.TEST.WEIGHTS)
     return TrainState(
         model=model,
+        frozen=frozen,
         learner=learner,
         runner=runner,
         evaluator=evaluator,

@@ -11,9 +11,9 @@ from utils.errors import ConfigError, nearest
 DESCRIPTION = """\
 Train, evaluate or time a vision transformer with depth-wise convolution shortcuts.
 
-A YAML file (--cfg) says what to train; --opts changes any of its keys; the flags below are short forms of the most
-used ones (the key stands in brackets). Later wins: file, then --opts, then flags. --print-config shows every value
-and where it comes from."""
+A YAML file (--cfg) says what to train; --opts changes any of its keys, and so do KEY VALUE pairs that stand alone; the
+flags below are short forms of the most used ones (the key stands in brackets). Later wins: file, then --opts, then
+flags. --print-config shows every value and where it comes from."""
 
 RUN_FOLDER = "run folder: OUTPUT/name of the configuration/TAG"
 
@@ -25,6 +25,7 @@ examples:
   torchrun --nproc_per_node=2 main.py --cfg configs/vit/vit_tiny_16_224_cifar10.yaml --data-path DIR --batch-size 64
   # an ablation: two parallel kernels, in a run folder of its own
   python main.py --cfg ... --data-path DIR --tag k35 --opts MODEL.SHORTCUT.KERNELS "[3, 5]"
+  python main.py --cfg ... --data-path DIR --tag k35 MODEL.SHORTCUT.KERNELS "[3, 5]"
   # exact evaluation of one checkpoint
   python main.py --cfg ... --data-path DIR --eval --resume output/.../checkpoints/best.pth
 
@@ -35,6 +36,8 @@ exit codes:
   69 device or port    73 run folder               74 disk                  75 preempted and saved
   76 loss not finite   77 a process hangs          78 checkpoint does not match   130 Ctrl-C   143 SIGTERM"""
 
+KEY_LIKE = re.compile(r"[A-Z_]{2,}(\.\w+)*")  # its spelling is judged with the configuration
+NUMBER = re.compile(r"-[\d.]+([eE][+-]?\d+)?")  # a word that begins with a dash and is a value
 SWITCH = None
 FLAGS = {  # group -> {flag: (configuration key, placeholder or type)}; the key's meaning is the flag's help
     "data": {
@@ -98,7 +101,12 @@ ELSEWHERE = {  # flags of DeiT, timm, MAE and others that are not a key's name h
     "--wd": "TRAIN.WEIGHT_DECAY",
     "--workers": "DATA.NUM_WORKERS",
 }
-REPLACED = {  # flags of the original repository
+REPLACED = {  # flags of the original repository, and of CvT's run.sh
+    "-g": "use torchrun --nproc_per_node",
+    "--gpus": "use torchrun --nproc_per_node",
+    "-p": "use torchrun --master_port",
+    "-t": "main.py trains, or tests with --eval --resume FILE",
+    "--job-type": "main.py trains, or tests with --eval --resume FILE",
     "--amp-opt-level": "use --disable-amp or --amp-dtype",
     "--fused_window_process": "use --compile",
     "--fused_layernorm": "use --compile",
@@ -123,12 +131,20 @@ class Pairs(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         """Called by argparse."""
         words = [*getattr(namespace, self.dest), *values]
-        given = {}
-        for key, value in zip(words[::2], words[1::2], strict=False):
-            if key in given:
-                raise argparse.ArgumentError(self, f"{key} is given twice, {given[key]} and {value}")
-            given[key] = value
+        try:
+            refuse_repeated(words)
+        except ConfigError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
         setattr(namespace, self.dest, words)
+
+
+def refuse_repeated(words):
+    """Raise ConfigError if a key comes twice among KEY VALUE words."""
+    given = {}
+    for key, value in zip(words[::2], words[1::2], strict=False):
+        if key in given:
+            raise ConfigError(f"{key} is given twice, {given[key]} and {value}")
+        given[key] = value
 
 
 class Parser(argparse.ArgumentParser):
@@ -190,13 +206,14 @@ def add_settings(parser, leave_out=()):
 def parse_args(argv=None):
     """Namespace of the command line (`argv` or the process's own). Raises ConfigError (64) for every mistake."""
     parser = build_parser()
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise _unknown_flag(unknown[0], parser)
+    args, others = parser.parse_known_args(argv)
+    alone = _pairs_alone(others, parser)
     if not args.cfg:
         raise ConfigError("--cfg: missing; name a file such as configs/vit/vit_tiny_16_224_cifar10.yaml (see --help)")
     if len(args.opts) % 2:
         raise ConfigError(f'--opts: takes KEY VALUE pairs, but {args.opts[-1]!r} is left over (quote "[3, 5]")')
+    args.opts = [*args.opts, *alone]
+    refuse_repeated(args.opts)
     _check_modes(args)
     if "LOCAL_RANK" in os.environ:
         local_rank = os.environ["LOCAL_RANK"]
@@ -225,12 +242,24 @@ def flag_overrides(args):
     return given
 
 
+def _pairs_alone(words, parser):
+    """The KEY VALUE words that stand after no flag. Raises ConfigError for what is neither a key nor its value."""
+    keys = {key.casefold() for key in KEYS}
+    for place, word in enumerate(words):
+        is_key = KEY_LIKE.fullmatch(word) or word.casefold() in keys
+        if (word.startswith("-") and not NUMBER.fullmatch(word)) or (place % 2 == 0 and not is_key):
+            raise _unknown_flag(word, parser)
+    if len(words) % 2:
+        raise ConfigError(f'{words[-1]}: a key without a value; write KEY VALUE pairs, lists quoted: "[3, 5]"')
+    return words
+
+
 def _unknown_flag(word, parser):
     name = word.partition("=")[0]
     if name in REPLACED:
         return ConfigError(f"{name}: does not exist here, {REPLACED[name]}")
     if not name.startswith("-"):
-        return ConfigError(f"{word!r}: stands after no flag (see --help)")
+        return ConfigError(f"{word!r}: stands after no flag and is no key (see --help)")
     return ConfigError(f"{name}: unknown flag{_hint(name.lower().replace('_', '-'), parser)}")
 
 

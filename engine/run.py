@@ -80,6 +80,8 @@ class Run:
             return True
         self.world.together(lambda: self.world.is_main and self._prepare(path, command, config_text))
         self._describe(path, changes)
+        if self.config.MODEL.PRETRAINED and not path:
+            self._judge_start()
         self.clock = self.saved_at = time.perf_counter()
         return False
 
@@ -158,6 +160,9 @@ class Run:
             f"learning rate {state.schedule.base_lr:g} (scaling {config.TRAIN.LR_SCALING}), "
             f"{state.schedule.total_steps} steps, {state.schedule.warmup_steps} of them warm-up"
         )
+        frozen = [parameter for parameter in state.model.parameters() if not parameter.requires_grad]
+        if config.TRAIN.FREEZE:
+            log.info(f"frozen: {len(frozen)} tensors (TRAIN.FREEZE), {sum(p.numel() for p in frozen):,} parameters")
         for line in describe_groups(state.optimizer):
             log.info(line)
         log.info(
@@ -168,6 +173,12 @@ class Run:
             log.warning(resume.describe_change(key, old, new))
         if path:
             log.heading(f"resuming from {path}: step {state.progress.step}, {len(self.history)} epochs validated")
+
+    def _judge_start(self):
+        """Say what the weights that the run starts from are worth before the first step."""
+        state = self.state
+        row = evaluate(self.task, self.task.data.val, state.evaluator, self.settings, self.stop, state.eval_runner)
+        self.log.heading(f"before training: val {self.task.describe(row)}")
 
     def wishes(self):
         """This rank's Wishes for the next step: the signal it received, and whether a checkpoint is due after it."""

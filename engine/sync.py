@@ -45,10 +45,13 @@ class RunningStatistics:
 
     Turns every running mean, variance and counter of `model` into a view of the one of `packs` that has its type.
     Created after the model is on its device. Loading a state dict copies into the views, so they stay views.
+    without: modules whose statistics do not move.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, without=()):
+        still = {module for part in without for module in part.modules()}
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+        norms = [module for module in norms if module not in still]
         by_type = {}
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             for module in norms:

@@ -70,7 +70,7 @@ def measure(config, world, log):
         ("data path alone, mixed", lambda: task.inputs(next(batches), key, world.device, settings.amp_dtype)),
         ("end to end", lambda: train_step(state, task, settings, [next(batches)], Wishes)),
     ]
-    state.runner.train()
+    state.train_mode()
     rows = [(name, images_per_second(function, size, world)) for name, function in measured]
     state.evaluator.eval()
     rows.append(("forward pass, data on the device", images_per_second(forward, size, world)))

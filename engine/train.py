@@ -95,12 +95,19 @@ class TrainState:
     scaler: object = None  # GradScaler, with float16 only
     ema: object = None
     learner: nn.Module | None = None
+    frozen: list = field(default_factory=list)  # modules of the model that stay in evaluation mode (engine/freeze.py)
     progress: Progress = field(default_factory=Progress)
 
     @property
     def extra(self):
         """The learner's module of what is there for training alone, or None (tasks/base.py)."""
         return getattr(self.learner, "extra", None)
+
+    def train_mode(self):
+        """Training mode for all that is trained."""
+        self.runner.train()
+        for module in self.frozen:
+            module.eval()
 
 
 class StepRecord(NamedTuple):
@@ -226,7 +233,7 @@ def train_one_epoch(state, task, loader, epoch, settings, session):
     `save_last()`: when any rank has a wish, all of them act on it after the same step, by saving or by raising
     Interrupted. Raises NonFiniteError and what the data raise.
     """
-    state.runner.train()
+    state.train_mode()
     progress = state.progress
     per_epoch = steps_per_epoch(loader.batches_per_epoch, settings.accumulation)
     monitor = EpochMonitor(state, task, settings, session.log, per_epoch)

@@ -73,7 +73,7 @@ def create(variant, **kwargs):
     for prefix, family in FAMILIES.items():
         if variant.startswith(prefix):
             _check_shortcut(given.get("shortcut"))
-            return family(variant.removeprefix(prefix), **given)
+            return _remembering(family(variant.removeprefix(prefix), **given), variant, given)
     entry = get_variant(variant)
     parameters = keywords_of(entry.constructor)
     for name, value in given.items():
@@ -83,7 +83,14 @@ def create(variant, **kwargs):
     _check_shortcut(given.get("shortcut"))
     if given.get("locality") and entry.sizes.get("locality"):
         given["locality"] = {**entry.sizes["locality"], **given["locality"]}
-    return entry.constructor(**{**entry.sizes, **given})
+    model = entry.constructor(**{**entry.sizes, **given})
+    return _remembering(model, variant, given)
+
+
+def _remembering(model, variant, given):
+    """The model, which knows from now on how it was made: models.hub writes it down."""
+    model.created_as = variant, given
+    return model
 
 
 def _checked(name, value, annotation):

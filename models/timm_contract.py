@@ -89,6 +89,12 @@ class TimmContract:
         self.adapt_to(size)
         self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm looks for it
 
+    def save_pretrained(self, folder, **details):
+        """Write the model to a folder that timm reads: models.hub.save_pretrained."""
+        from models.hub import save_pretrained  # which builds every model, so it stands above this one
+
+        save_pretrained(self, folder, **details)
+
     def adapt_to(self, size):
         """Interpolate learned positions, if there are any, to images of `size` (H, W)."""
         grid = patch_grid(size, self.patch_size)

@@ -11,8 +11,9 @@ FIXTURES = Path(__file__).parent / "fixtures"
 SLOW = {
     "average", "bad_inputs", "benchmarks", "cam", "check_model", "compile", "convert_tool", "cvt", "data_loaders",
     "detection_runs", "device_loader", "dino", "export", "faults", "features", "flops", "fused_models",
-    "fused_shortcut", "kernels_augment", "kernels_compile", "main", "methods", "own_method", "parity", "parity_rivals",
-    "segmentation_check", "soak", "sweep", "timm_registry", "timm_suite", "timm_wrap", "tool_names", "tools_hostile",
+    "fused_shortcut", "hub", "kernels_augment", "kernels_compile", "main", "methods", "own_method", "parity",
+    "parity_rivals", "segmentation_check", "soak", "sweep", "timm_registry", "timm_suite", "timm_wrap", "tool_names",
+    "tools_hostile",
 }  # fmt: skip
 
 torch.set_num_threads(1)

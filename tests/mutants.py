@@ -44,8 +44,10 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         {
             "one order for all epochs": ('"order", int(epoch)', '"order", 0'),
             "one order for all seeds": ("random_state(int(seed),", "random_state(0,"),
-            "ranks see the same images": ("(number * self.world_size + self.rank)", "(number * self.world_size)"),
-            "a resumed epoch starts over": ("range(start, self.per_epoch)", "range(self.per_epoch)"),
+            "ranks see the same images": ("together[self.rank * self.batch_size :", "together[:"),
+            "copies on one process": ("together[self.rank :: self.world_size]", "together[:: self.world_size]"),
+            "copies augmented alike": ("np.arange(len(order)) % self.repeats", "0"),
+            "a resumed epoch starts over": ("range(max(0, start - passed * self.per_pass), self", "range(0, self"),
             "evaluation loses an image": ("size * (rank + 1) // world_size)", "size * (rank + 1) // world_size - 1)"),
             "held-out images not drawn": (
                 "random_state(*keys, int(label)).permutation(members)[:count]",
@@ -100,6 +102,23 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
             "windows leave the image": ("min(k * stride, last)", "k * stride"),
             "overlaps counted twice": ("return total / count", "return total"),
             "mirrored scores stay mirrored": ("(logits.flip(3) if flipped else logits)", "logits"),
+        },
+    ),
+    "tasks/detection/roi_head.py": (
+        "test_detection_model.py",
+        {
+            "objects' own boxes stay": ("[~one.true]", ""),
+            "stages weigh the same": ("part + name: weight * loss", "part + name: loss"),
+            "background moves as background": ("torch.where(labels == self.num_classes, ", "torch.where(labels < 0, "),
+            "boxes in resized pixels": ("self.best(box / factor, score)", "self.best(box, score)"),
+        },
+    ),
+    "tasks/detection/matching.py": (
+        "test_detection_primitives.py",
+        {
+            "the first object has the anchor": ('"amax")', '"amin")'),
+            "bad matches forced": ("(most >= low_quality)", "(most >= 0)"),
+            "objects not among proposals": ("torch.cat([truth, proposals])", "torch.cat([truth + 1e4, proposals])"),
         },
     ),
     "utils/checkpoint.py": (

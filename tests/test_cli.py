@@ -7,6 +7,7 @@ import pytest
 
 from config import KEYS, check, load_config
 from engine.command_line import ELSEWHERE, FLAGS, build_parser, flag_overrides, parse_args
+from utils.config_keys import REPLACED as REPLACED_KEYS
 from utils.errors import ConfigError
 
 CFG = ["--cfg", "configs/vit/vit_tiny_16_224_cifar10.yaml"]
@@ -96,6 +97,32 @@ def test_opts_in_every_position():
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [[*CFG, "TRAIN.EPOCHS", "3", "DATA.NUM_WORKERS", "-1"], ["TRAIN.EPOCHS", "3", *CFG, "DATA.NUM_WORKERS", "-1"],
+     [*CFG, "TRAIN.EPOCHS", "3", "--opts", "DATA.NUM_WORKERS", "-1"], [*CFG, "--zip", "TRAIN.EPOCHS", "3"],
+     [*CFG, "--opts", "DATA.NUM_WORKERS", "-1", "--zip", "TRAIN.EPOCHS", "3"]],
+)  # fmt: skip
+def test_pairs_without_opts_are_what_opts_takes(argv):
+    args = parse_args(argv)
+    pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    assert pairs == {key: value for key, value in (("TRAIN.EPOCHS", "3"), ("DATA.NUM_WORKERS", "-1")) if key in argv}
+    cfg, origins = load_config(args.cfg, args.opts, flag_overrides(args))
+    assert (cfg.TRAIN.EPOCHS, origins["TRAIN.EPOCHS"], cfg.DATA.ZIP_MODE) == (3, "--opts", "--zip" in argv)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["TRAIN.EPOCS", "3"], "did you mean TRAIN.EPOCHS?"), (["TRAIN.EPOCHS", "many"], "TRAIN.EPOCHS"),
+     (["train.epochs", "3"], "did you mean TRAIN.EPOCHS?"), (["WORKERS", "3"], "WORKERS: "),
+     (["TRAIN.BATCH_SIZE_PER_GPU", "64"], "now DATA.BATCH_SIZE"), (["TRAIN.LR", "0.1"], "now TRAIN.BASE_LR")],
+)  # fmt: skip
+def test_keys_without_opts_are_checked_as_all_are(words, said):
+    args = parse_args([*CFG, *words])
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(args.cfg, args.opts)
+
+
+@pytest.mark.parametrize(
     ("argv", "words"),
     [([*CFG, "--acumulation-steps", "4"], ["--acumulation-steps", "did you mean --accumulation-steps?"]),
      ([*CFG, "--acumulation-steps=4"], ["--acumulation-steps", "did you mean --accumulation-steps?"]),
@@ -120,9 +147,17 @@ def test_opts_in_every_position():
      ([*CFG, "--zip", "--zip"], ["--zip", "given twice"]),
      ([*CFG, "--disable-amp", "--disable_amp"], ["--disable-amp", "given twice"]),
      ([*CFG, "stray"], ["stray"]),
+     ([*CFG, "--zip", "true"], ["'true'", "after no flag", "no key"]),
+     ([*CFG, "TRAIN.EPOCHS"], ["TRAIN.EPOCHS", "without a value"]),
+     ([*CFG, "MODEL.SHORTCUT.KERNELS", "[3,", "5]"], ["'5]'", "no key"]),
+     ([*CFG, "TRAIN.EPOCHS", "3", "--tga", "x"], ["--tga: unknown flag", "--tag"]),
+     ([*CFG, "SEED", "1", "SEED", "2"], ["SEED is given twice, 1 and 2"]),
+     ([*CFG, "SEED", "1", "--opts", "SEED", "2"], ["SEED is given twice"]),
      (["--datapath", "x"], ["did you mean --data-path?"]),  # before the missing --cfg
      ([*CFG, "--amp-opt-level", "O1"], ["--amp-opt-level", "--amp-dtype"]),
      ([*CFG, "--fused_layernorm"], ["--compile"]),
+     (["-g", "8", "-t", "train", *CFG], ["-g", "torchrun --nproc_per_node"]),
+     (["-t", "test", *CFG, "TEST.MODEL_FILE", "x.pth"], ["-t", "--eval --resume FILE"]),
      ([], ["--cfg", "missing", "configs/vit/"]),
      (["--cfg"], ["--cfg", "expected one argument"]),
      ([*CFG, "--batch-size"], ["--batch-size", "expected one argument"]),
@@ -178,6 +213,24 @@ def test_every_hint_for_flags_of_other_programs_is_a_key_or_a_flag_here():
     flags = re.findall(r"--[a-z-]+", build_parser().format_usage())
     assert [name for name, known in ELSEWHERE.items() if known not in KEYS and known not in flags] == []
     assert not set(ELSEWHERE) & set(flags)
+
+
+def test_answers_to_old_keys_and_their_page_name_keys_that_exist():
+    """Of the commands of CvT and DWNet: what stands on the right is there, and what stands on the left is answered."""
+    known = {*KEYS, *(key.rpartition(".")[0] for key in KEYS)}
+    named = [key for text in REPLACED_KEYS.values() for key in re.findall(r"[A-Z][A-Z_]*\.[A-Z_.]+[A-Z]", text)]
+    page = Path("docs/from_seeds.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    named += [key for _, here in rows for key in re.findall(r"[A-Z]+\.[A-Z_.]+[A-Z]", here)]
+    assert len(named) > 80
+    assert [key for key in named if key not in known] == []
+    cvt = page.partition("## CvT")[2].partition("## DWNet")[0]
+    left = "".join(line.split("|")[1] for line in cvt.splitlines() if "|" in line)
+    for key in re.findall(r"`([A-Z]+(?:\.[A-Z_]+)+)`", left):
+        if key not in KEYS:
+            with pytest.raises(ConfigError) as caught:
+                load_config(CFG[1], [key, "1"])
+            assert "unknown key" not in caught.value.line(), key
 
 
 def test_usage_lists_every_flag():

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from data.base import ArrayImages
 from data.samples import TrainSamples
@@ -267,3 +268,34 @@ def test_the_step_is_one_graph():
         learner.extra.seen.zero_()
     assert losses[0] == pytest.approx(losses[2], rel=1e-6)
     torch.testing.assert_close(losses[1], losses[3])
+
+
+def test_it_finds_clusters_without_labels():
+    """The teacher ends with answers of its own for three at least of four kinds of noisy images; collapsed: one."""
+    torch.manual_seed(0)
+    kinds, steps = torch.randn(4, 48), 320
+
+    def network():
+        return nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.GELU(), nn.Linear(64, 32))
+
+    def images(kind, crops):
+        return (kinds[kind][:, None] + torch.randn(len(kind), crops, 48)).unflatten(2, (3, 4, 4))
+
+    teacher, student = network(), network()
+    teacher.load_state_dict(student.state_dict())
+    schedule = Schedule(steps, steps, 0.99, (0.04, 0.04), 0, 0)
+    learner = Dinos(teacher.requires_grad_(False), student, Head(32, 16), schedule, alone())
+    optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.04)
+    for step in range(steps):
+        kind = torch.randint(4, (64,))
+        loss, _ = learner(images(kind, 2), images(kind, 2), *numbers(0.04))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        learner.after_step(step, torch.tensor(True))
+    kind = torch.arange(400) % 4
+    extra = learner.extra
+    with torch.no_grad():
+        answers = (extra.teacher_head(teacher(images(kind, 1)), torch.tensor(1.0)) - extra.center).argmax(1)
+    together = [torch.bincount(kind[answers == answer]).max().item() for answer in answers.unique()]
+    assert sum(together) >= 250

@@ -45,6 +45,16 @@ def test_the_figure_is_that_of_the_model():
     assert lookup("table6", "swin_tiny-dw3") == 81.73
 
 
+def test_what_was_pretrained_on_imagenet22k_has_its_own_figures():
+    for variant, figure, without in (("cvt_13", 83.3, 83.0), ("cvt_21", 84.9, 83.3), ("cvt_w24", 87.6, None)):
+        config, _ = load_config(ROOT / f"configs/cvt/{variant}_384_imagenet22k_imagenet.yaml")
+        plain = {**flat(to_plain(config)), "MODEL.SHORTCUT.KERNELS": []}
+        assert published(plain).figure == figure
+        assert published({**plain, "MODEL.PRETRAINED": "CvT-384x384-IN-22k.pth"}).figure == figure
+        scratch = published({**plain, "MODEL.PRETRAINED": ""})
+        assert (scratch and scratch.figure) == without
+
+
 def test_segmentation_has_its_figures_on_ade20k():
     for variant, miou in (("dwnet_tiny", 45.5), ("dynamic_dwnet_tiny", 45.7), ("dwnet_base", 48.3)):
         config, _ = load_config(ROOT / f"configs/segmentation/upernet_{variant}_512_ade20k.yaml")

@@ -124,10 +124,9 @@ def curves_section(groups, x):
 def group_section(group, number, options):
     """Everything about one configuration; `options` is the command line of the report."""
     parts, drawn = [element("h2", group.name, id=f"group-{number}"), runs_table(group)], {}
-    if options.examples:
-        drawn[f"Examples: {options.checkpoint} of seed {group.runs[0].seed}"] = EXAMPLES_OF[
-            group.runs[0].config["TASK"]
-        ]
+    task = group.runs[0].config["TASK"]
+    if options.examples and task in EXAMPLES_OF:
+        drawn[f"Examples: {options.checkpoint} of seed {group.runs[0].seed}"] = EXAMPLES_OF[task]
     if group.runs[0].config["MODEL"]["SHORTCUT"]["LEARNED_SCALE"]:
         drawn[f"Learned shortcut scales: {options.checkpoint} of every seed"] = _scales
     for title, draw in drawn.items():

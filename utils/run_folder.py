@@ -86,7 +86,11 @@ class RunFolder:
 
 
 def git_commit(folder):
-    """Commit of the source tree, with `-dirty` if files differ from it; 'unknown' outside a checkout."""
+    """Commit of the source tree, with `-dirty` if files differ from it, also of an installed package (setup.py);
+    'unknown' if nobody knows."""
+    noted = Path(folder) / "COMMIT"
+    if noted.is_file():
+        return noted.read_text("utf-8").strip()
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

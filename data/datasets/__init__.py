@@ -4,6 +4,7 @@ from data.datasets import (  # noqa: F401 - each enters its functions
     arrays,
     cifar,
     folders,
+    imagenet22k,
     lists,
     parquet,
     shards,

@@ -10,7 +10,8 @@ DATASETS = {}
 
 @dataclass(frozen=True)
 class Request:
-    """What a dataset function may want to know. `img_size` is (height, width), used by `fake` alone.
+    """What a dataset function may want to know. `img_size` is (height, width), used by `fake` alone, `exclude` by
+    `imagenet22k`.
 
     `columns` are the names of the image's and the label's column where a file's own do not tell; `cache` is the folder
     for what is made of the files, '' the usual one.
@@ -24,6 +25,7 @@ class Request:
     download: bool = True
     zip_mode: bool = False
     cache_mode: str = "part"
+    exclude: str = ""
     rank: int = 0
     world_size: int = 1
     barrier: Callable = lambda: None

@@ -23,6 +23,7 @@ from models import checks
 from models.checks import ArgumentError, among
 from models.registry import FAMILIES, keywords_of
 from models.shortcut import DWShortcut, check_settings, recomputed
+from models.timm_contract import TimmContract
 from models.timm_models.blocks import IMAGE, TOKENS, find_stages, scaled_grid
 from utils.errors import MissingError, listing, nearest
 
@@ -201,6 +202,8 @@ class ModelWithShortcuts:
         for module in self.modules():
             if isinstance(module, BlockWithShortcut):
                 module.dw_place.use_checkpoint = enable
+
+    save_pretrained = TimmContract.save_pretrained
 
 
 class Place:

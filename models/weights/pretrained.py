@@ -1,10 +1,13 @@
 """Start from weights in a file: read it safely, find our names, adapt what may differ, report, refuse the rest."""
 
+import json
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 
 from models.weights import convert
@@ -18,6 +21,8 @@ HEADS = re.compile(
     r"(head|head_dist|fc|classifier|decode_head\.conv_seg|auxiliary_head"
     r"|roi_head\.\w+\.\d+\.(fc_cls|fc_reg|predictor\.mask_fcn_logits))\."
 )
+# What has a row for each class.
+OF_CLASSES = re.compile(r"(head|head_dist|fc|classifier|(decode|auxiliary)_head\.conv_seg)(\.fc)?\.(weight|bias)")
 SHORTCUTS = (".shortcuts.", ".dw_shortcut.")  # in our models and in timm's
 
 
@@ -37,11 +42,12 @@ class Report:
         )
 
 
-def load_pretrained(model, path, strict=True, log=print):
+def load_pretrained(model, path, strict=True, log=print, classes=()):
     """Put the weights of the file into `model` (official layouts are converted) and return a Report.
 
-    A head of another class count keeps its fresh initialisation; positional embeddings and relative position bias
-    tables are resized. strict: every other tensor must match by name and shape, except that shortcuts may be missing
+    A head of another class count keeps its fresh initialisation, but where the file knows its classes, rows go to the
+    classes of the same names among `classes`, the model's; positional embeddings and relative position bias tables are
+    resized. strict: every other tensor must match by name and shape, except that shortcuts may be missing
     altogether (a plain backbone that is given shortcuts) and that the file may hold something beside the model (the
     decoder of its pretraining). Not strict: at least half of the tensors must match.
     A model with a `body` (models.dense) takes a classifier's weights into that; what only a classifier has is skipped.
@@ -50,7 +56,9 @@ def load_pretrained(model, path, strict=True, log=print):
     model is unchanged.
     """
     body = getattr(model, "body", model)
-    state = read_weights(read_tensors(path), path, log, own={**model.state_dict(), **body.state_dict()})
+    content = read_tensors(path)
+    state = read_weights(content, path, log, own={**model.state_dict(), **body.state_dict()})
+    map_head(model, state, class_names(content, path), classes, log)
     beyond = []
     if body is not model and not any(name in model.state_dict() for name in state):
         model = body
@@ -205,6 +213,33 @@ def adapt(model, state):
             (report.matched if fitting is given else report.resized).append(name)
     report.skipped += [name for name in state if name not in model.state_dict()]
     return adapted, report
+
+
+def class_names(content, path):
+    """The names of the classes that a checkpoint of a run, or its exported weights, has a head for; () if unknown."""
+    if Path(path).suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            stored = (file.metadata() or {}).get("class_names", "")
+        return json.loads(stored) if stored.startswith("[") else ()
+    facts = content.get("data")
+    return facts.get("classes", ()) if "format" in content and isinstance(facts, dict) else ()
+
+
+def map_head(model, state, theirs, ours, log):
+    """Put the rows of heads in `state` in the order of the class names `ours`, if it differs from `theirs`; a class
+    that `theirs` lack has the model's own fresh row. Without a common name everything stays as it is."""
+    place = {name: row for row, name in enumerate(theirs)}
+    pairs = [(row, place[name]) for row, name in enumerate(ours) if name in place]
+    if not pairs or list(theirs) == list(ours):
+        return
+    here, there = map(list, zip(*pairs, strict=True))
+    for name, own in model.state_dict().items():
+        given = state.get(name)
+        if given is not None and OF_CLASSES.fullmatch(name) and given.shape == (len(theirs), *own.shape[1:]):
+            state[name] = own.clone()
+            state[name][here] = given[there].to(own.dtype)
+    fresh = [name for name in ours if name not in place]
+    log(f"head: {len(pairs)} of {len(ours)} classes by name" + (f"; fresh: {listing(fresh)}" if fresh else ""))
 
 
 def classifier_parts(body, state):

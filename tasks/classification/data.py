@@ -68,7 +68,7 @@ def sources_of(config, world, log):
     data = config.DATA
     common = request_keywords(config, world, log)
     own = {"cache_mode": data.CACHE_MODE, "columns": tuple(data.COLUMNS), "cache": data.ARROW_CACHE}
-    return create(data.DATASET, Request(**common, download=data.DOWNLOAD, **own))
+    return create(data.DATASET, Request(**common, **own, download=data.DOWNLOAD, exclude=data.EXCLUDE))
 
 
 def request_keywords(config, world, log):

@@ -10,6 +10,7 @@ from torch import nn
 
 from config import KEYS
 from engine.build import build_settings, eval_model
+from engine.freeze import freeze
 from optimizer import build_optimizer
 from tools.shared.steps import changed
 from utils.distributed import World
@@ -45,9 +46,10 @@ class Effects:
         """Everything that a run of the configuration is made of, as comparable facts."""
         subject = self.subject
         schedule = subject.schedule(config)
-        key = repr((config.MODEL, config.SEG, config.DET, config.AMP, config.TRAIN.USE_CHECKPOINT))
+        key = repr((config.MODEL, config.SEG, config.DET, config.AMP, config.TRAIN.USE_CHECKPOINT, config.TRAIN.FREEZE))
         if key not in self.models:  # built once for all configurations that differ in what it is not made of
             self.models[key] = subject.hollow_model(config)
+            freeze(self.models[key], config.TRAIN.FREEZE)
         model, average = self.models[key], config.TRAIN.EMA.ENABLE
         optimizer, options = build_optimizer(config, model, 1.0), {}
         for group in optimizer.param_groups:

@@ -44,7 +44,7 @@ def check_model(subject):
                        f"multiply-accumulates an image of {height}x{width}{shown}")]  # fmt: skip
     weights, said = subject.config.MODEL.PRETRAINED, []
     if weights:  # as a run loads them, with its errors
-        load_pretrained(subject.new_model(subject.config), weights, log=said.append)
+        load_pretrained(subject.new_model(subject.config), weights, log=said.append, classes=subject.info.class_names)
         findings.append(ok(f"{weights} fits{': ' if said else ''}{'; '.join(said)}"))
     return findings
 
@@ -86,7 +86,7 @@ def check_gradients(subject):
     dead = [name for name in trained if name not in reached]
     expected = behind_the_class_token(steps, dead)
     unexpected = [name for name in dead if name not in expected]
-    if frozen:
+    if frozen and not subject.config.TRAIN.FREEZE:
         advice = "set requires_grad, if they are to learn"
         findings.append(failed(f"{len(frozen)} tensors are frozen: {listing(frozen, 4)}", advice))
     if unexpected:

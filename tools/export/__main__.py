@@ -34,31 +34,19 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 
 import tasks
-from config import to_plain
-from engine.resume import choose_weights
-from models import get_variant, list_variants
-from tasks.segmentation import describe_test
 from tools.export.formats import FORMATS, ExportError, exported, facts, is_dense, outputs
+from tools.shared.card import card
 from tools.shared.command import EXITS, command, parser, positive
 from tools.shared.inputs import add_options, console
 from tools.shared.results import result_path, write_text, write_whole
-from tools.shared.runs import is_run, read_run
 from tools.shared.trained import load_model
-from utils import checkpoint
 from utils.errors import ConfigError
-from utils.flops import count_macs
-from utils.run_folder import git_commit
 
 EPILOG = f"{EXITS}70: the model cannot be exported to this format, or the file computes something else.\n"
 TOLERANCE = 1e-4
 BATCHES = (1, 8, 3)  # compared; the first two are timed, too
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ("SEED", "MODEL", "DATA", "AUG", "TRAIN", "AMP")  # sections of the configuration that say how it was trained
-TASKS = {"segmentation": ("TASK", "SEG"), "detection": ("TASK", "DET")}  # and these of its task
-PATHS = ("DATA_PATH", "RESUME", "PRETRAINED")  # keys whose value is somebody's folder: the last part is enough
 
 
 def parse(argv):
@@ -156,63 +144,16 @@ def benchmark(loaded, exported, runtime, batches, repeats):
 
 def model_card(loaded, form, file, batch, weights):
     """The card of the file `file`; batch and weights are the options of tools.export."""
-    folder = loaded.path.resolve().parent.parent
-    environment = (read_run(folder).environment or {}) if is_run(folder) else {}
-    unknown = "unknown (the checkpoint does not lie in its run folder)"
-    channels, (height, width), variant = len(loaded.mean), loaded.img_size, loaded.config.MODEL.TYPE
     shapes = input_and_output(loaded, form, batch)
     rows = {
         "file": f"`{file}`",
-        "architecture": variant + (f" ({get_variant(variant).source})" if variant in list_variants() else ""),
         "arguments": f"`{facts(loaded)['kwargs']}`",
-        "parameters": f"{sum(parameter.numel() for parameter in loaded.model.parameters()):,}",
-        "multiply-accumulates": f"{count_macs(loaded.model, loaded.img_size)['total']:,} an image, as fvcore counts",
         "input": f"`images`: float32 ({shapes[0]})",
         "output": shapes[1],
-        "trained on": f"{loaded.config.DATA.DATASET}, {len(loaded.class_names)} classes",
-        headline_of(loaded).column: accuracy(loaded, weights),
-        "commit of the training code": environment.get("commit", unknown),
-        "commit of the exporting code": git_commit(ROOT),
-        "licence": "not known: nothing in the checkpoint states one; ask whoever trained it, and see the data's terms",
     }
-    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
-    steps = "\n".join(f"{number}. {line}" for number, line in enumerate(loaded.transform.describe(), start=1))
+    channels, (height, width) = len(loaded.mean), loaded.img_size
     shape, names = f"{batch or 1}, {channels}, {height}, {width}", ", ".join(outputs(loaded))
-    usage = form.usage.format(file=file, shape=shape, outputs=names)
-    classes = ", ".join(f"{number}: {name}" for number, name in enumerate(loaded.class_names))
-    sections = RECIPE + TASKS.get(loaded.config.TASK, ())
-    recipe = {name: value for name, value in to_plain(loaded.config).items() if name in sections}
-    for section in ("DATA", "MODEL"):
-        recipe[section] |= {key: Path(value).name for key, value in recipe[section].items() if key in PATHS and value}
-    return f"""\
-# {loaded.name}
-
-| | |
-|---|---|
-{table}
-
-## Preprocessing
-
-Of an upright RGB image; its values are divided by 255, its channels come first.
-
-{steps}
-
-## Use
-
-```python
-{usage}
-```
-
-## Classes
-
-{classes}
-
-## Recipe
-
-```yaml
-{yaml.safe_dump(recipe, sort_keys=False).rstrip()}
-```
-"""
+    return card(loaded, weights, rows, form.usage.format(file=file, shape=shape, outputs=names))
 
 
 def input_and_output(loaded, form, batch):
@@ -232,35 +173,6 @@ def input_and_output(loaded, form, batch):
     else:
         sides = ("any height, any width", f", {'height, width' if form.alone else 'those of the head'}")
     return images + sides[0], f"`logits`: float32 ({logits}{sides[1]})"
-
-
-def headline_of(loaded):
-    """The Headline of its task."""
-    return tasks.find(loaded.config.TASK).headline
-
-
-def accuracy(loaded, weights):
-    """What the checkpoint's history says of exactly these weights, as counts."""
-    payload = checkpoint.load(loaded.path)
-    if "average" in payload:
-        return "; ".join(payload["average"]["report"])
-    progress = payload.get("progress", {})
-    history = progress.get("history", [])
-    if not history:
-        return "not evaluated"
-    evaluated = choose_weights(payload, loaded.config.TEST.WEIGHTS, loaded.path)
-    if choose_weights(payload, weights or loaded.config.TEST.WEIGHTS, loaded.path) is not evaluated:
-        return "not evaluated: the run evaluated its other weights (model or EMA)"
-    if progress["step"] != history[-1]["step"]:
-        return "not evaluated: saved in the middle of an epoch"
-    split = loaded.config.DATA.VAL_SPLIT
-    images = f"the {split:g} of the training images held out" if split else "the dataset's validation images"
-    train, last = loaded.config.TRAIN, history[-1]
-    epochs, steps = f"epoch {last['epoch'] + 1} of {train.EPOCHS}", f"step {last['step']} of {train.STEPS}"
-    when = f"after {steps if train.STEPS else epochs}"
-    chosen = "; the epoch was chosen by this figure" if loaded.path.name == checkpoint.BEST else ""
-    how = "".join(f"; {line}" for line in describe_test(loaded.config)) if loaded.config.TASK == "segmentation" else ""
-    return f"{headline_of(loaded).say(history[-1])} on {images}, {when}{chosen}{how}"
 
 
 @command

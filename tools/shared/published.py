@@ -134,9 +134,11 @@ def sizes_of(model, args):
 
 
 def start_of(weights):
-    """The TASK of the run whose checkpoint MODEL.PRETRAINED names; `weights` for another file, '' for none."""
+    """The TASK of the run whose checkpoint MODEL.PRETRAINED names; `weights` for another file, '' for none; of
+    classifiers `imagenet22k` if the path says 22k."""
     folder = Path(weights).parent.parent
-    return "" if not weights else read_run(folder).config["TASK"] if is_run(folder) else "weights"
+    task = "" if not weights else read_run(folder).config["TASK"] if is_run(folder) else "weights"
+    return "imagenet22k" if "22k" in weights and task in ("classification", "weights") else task
 
 
 @lru_cache

@@ -32,7 +32,7 @@ class Steps:
     def __init__(self, config, world, task, model):
         self.world, self.task = world, task
         self.state, self.settings = build_state(config, world, task, model), build_settings(config, world, model)
-        self.state.runner.train()
+        self.state.train_mode()
 
     def take(self, group):
         """One optimizer step on a group; returns its record on the device, which nobody has waited for."""
