@@ -82,7 +82,7 @@ def test_unknown_names_and_options(dataset, text):
 
 def test_every_dataset_of_the_issue_is_registered():
     expected = {"digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "imagefolder", "fake"}
-    assert set(list_datasets()) == expected | {"parquet", "webdataset", "list", "arrays", "idx"}
+    assert set(list_datasets()) == expected | {"imagenet22k", "parquet", "webdataset", "list", "arrays", "idx"}
 
 
 def test_class_counts_must_agree(tmp_path):

@@ -19,7 +19,7 @@ from data.datasets.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL
 from tests.helpers_data import assert_same_as_folders, class_folders, encoded, identity, noise, sources
 from utils.errors import DataError, MissingError
 
-CLASSES = ("n00000001", "n00000002", "n00000003")
+CLASSES = ("n01440764", "n01443537", "n01484850")
 
 
 @pytest.fixture
@@ -149,6 +149,16 @@ def test_a_class_may_be_a_tar(folders, tmp_path):
         assert_same_images(found, expected)
         assert [found.train.content(i) for i in range(12)] == [expected.train.content(i) for i in range(12)]
         assert identity(found.train) == identity(expected.train)  # so a run may go on with the other form
+
+
+def test_classes_of_imagenet_22k_may_be_tars_in_the_folder_itself(folders, tmp_path):
+    root = tmp_path / "tars"
+    root.mkdir()
+    for name in CLASSES:
+        (root / f"{name}.tar").write_bytes(class_tar(folders / "train" / name))
+    found, expected = (sources("imagenet22k", path) for path in (root, folders / "train"))
+    assert_same_images(found, expected)
+    assert identity(found.train) == identity(expected.train)
 
 
 @pytest.mark.parametrize("change", [lambda root: None, pack_devkit])
@@ -374,7 +384,7 @@ def other_devkit(content):
         (devkit_text("0\n" * 12), DataError, "not as in the devkit"),
         (devkit_text("a\n" * 12), DataError, "not as in the devkit"),
         (devkit_text("1001\n" * 12), DataError, "not among the 3 of training: n00000009"),
-        (devkit_text("1\n" * 12), DataError, "only in train: n00000001, n00000003"),
+        (devkit_text("1\n" * 12), DataError, "only in train: n01440764, n01484850"),
         (lambda root: write_tar(root / VAL, {}), DataError, f"{VAL}: no image in it"),
         (lambda root: write_tar(root / TRAIN, {"a.png": PNG}), DataError, f"{TRAIN}@/a.png: an image, but a tar"),
         (lambda root: write_tar(root / TRAIN, {"n1.tar": bytes_of_tar({"a.png": PNG})}), DataError, "1 classes in it"),
@@ -397,10 +407,10 @@ def test_what_is_wrong_with_the_archives_is_said_in_one_line(folders, tmp_path, 
 def test_a_class_tar_without_images_and_a_folder_beside_tars(folders, tmp_path, entries, text):
     for name in CLASSES:
         write_tar(folders / "train" / f"{name}.tar", {"a.png": PNG})
-    with pytest.raises(DataError, match="class folders such as n00000001/ and tars such as n00000001.tar"):
+    with pytest.raises(DataError, match="class folders such as n01440764/ and tars such as n01440764.tar"):
         sources("imagefolder", folders)
     for name in CLASSES:
         shutil.rmtree(folders / "train" / name)
-    write_tar(folders / "train" / "n00000002.tar", entries)
-    with pytest.raises(DataError, match=f"n00000002.tar: {text}"):
+    write_tar(folders / "train" / "n01443537.tar", entries)
+    with pytest.raises(DataError, match=f"n01443537.tar: {text}"):
         sources("imagefolder", folders)

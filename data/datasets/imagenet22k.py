@@ -78,7 +78,9 @@ def imagenet22k(request):
     count = chosen_options(request, OPTIONS)["val"]
     root = require_folder(request.path, "ImageNet-22k, n01440764/ or n01440764.tar and others in it or in its train/")
     excluded = set(read_excluded(request.exclude)) if request.exclude else set()
-    in_root = not (root / "train").is_dir() and any(WORDNET_ID.match(entry.name) for entry in entries(root))
+    in_root = not (root / "train").is_dir() and any(
+        WORDNET_ID.fullmatch(entry.name.removesuffix(".tar")) for entry in entries(root)
+    )
     part = root if in_root else find_part(root, ("train",))
     names = kept_classes(part, excluded, request.log)
     _, train = read_part(part, request.log, names)
