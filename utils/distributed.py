@@ -166,9 +166,14 @@ def choose_device(name, local_rank=0, local_size=1):
     return torch.device(kind)
 
 
+def keeps_store():
+    """Whether the agents of torchrun keep the store at MASTER_ADDR:MASTER_PORT over several starts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def check_port():
     """Raise UnavailableError at once if the rendezvous port is taken (rank 0 of a launcher that leaves it to us)."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if keeps_store():
         return  # torchrun's own agent listens there already
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
     with socket.socket() as probe:
@@ -200,7 +205,9 @@ def connect(device_name, timeout, local_rank=None):
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=size, timeout=limit))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store with all that it holds
+        # A store that torchrun keeps has the keys of former starts. Each agent counts its own starts: where one may be
+        # replaced, agents are told not to keep it (docs/nodes.md), and every start has another one.
+        attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if keeps_store() else "0"
         store = dist.PrefixStore(f"attempt {attempt}", store)
         # The host gives up first (engine.failures.wait): the end that NCCL's watchdog makes leaves no exit.json.
         longer = limit + timedelta(seconds=GRACE if backend == "nccl" else 0)
