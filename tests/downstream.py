@@ -27,6 +27,11 @@ def of_kind(kind):
     return sorted(name for name, entry in ENTRIES.items() if entry["kind"] == kind)
 
 
+def with_backbone(kind):
+    """Those of `of_kind` whose weights are a whole model's: published checkpoints look like them."""
+    return [name for name in of_kind(kind) if not ENTRIES[name]["map_shapes"]]
+
+
 def normal(name, shape):
     """A named input in float64: standard normal numbers, rounded to float32."""
     values = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(tuple(shape))
@@ -39,7 +44,7 @@ class Fixture:
     def __init__(self, name):
         self.entry = ENTRIES[name]
         self.spec = self.entry.get("spec", {})
-        self.prefix = self.spec.get("prefix", "")
+        self.prefix = self.spec.get("prefix", self.entry.get("prefix", ""))
         with np.load(FOLDER / self.entry["npz"]) as arrays:
             self.recorded = dict(arrays)
 
@@ -61,6 +66,11 @@ class Fixture:
     def array(self, name):
         """What was recorded whole."""
         return self.recorded[f"array/{name}"]
+
+    def numbered(self, beginning):
+        """(what was recorded whole, the number that ends its name, as 512 in `l1/loss_avg512`)."""
+        (name,) = (name for name in self.entry["arrays"] if name.startswith(beginning))
+        return self.array(name), int(name.removeprefix(beginning))
 
     def difference(self, name, value):
         """Greatest absolute difference from what was recorded of a tensor: some of its elements."""

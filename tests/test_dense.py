@@ -12,7 +12,7 @@ from models.layers import pad_to_multiple
 from models.timm_models.registry import default_sizes
 from models.weights.convert import from_official
 from models.windows import WindowAttention, WindowMLP
-from tests.downstream import Fixture, of_kind
+from tests.downstream import ENTRIES, Fixture, of_kind
 from tests.small import small, small_sizes
 from tests.test_timm_registry import FAMILIES
 from utils.errors import ConfigError
@@ -58,13 +58,14 @@ def test_the_published_numbers(name):
     assert loss.item() == pytest.approx(float(fixture.array("loss")), abs=1e-9)
     loss.backward()
     fixture.check_norms("grad", {name: p.grad for name, p in maps.named_parameters(prefix="backbone")})
-    if name != "backbone_swin_tiny":
+    if "buffers/names" in fixture.entry["arrays"]:
         fixture.check_norms("buffers", dict(maps.named_buffers(prefix="backbone")))
 
 
-def test_swin_with_its_constants_is_a_shifted_one():
+@pytest.mark.parametrize("name", [name for name in of_kind("dense backbone") if ENTRIES[name]["arch"] == "swin"])
+def test_swin_with_its_constants_is_a_shifted_one(name):
     """Published dense checkpoints hold the index tables and, unlike unshifted classifiers, no masks either way."""
-    fixture = Fixture("backbone_swin_tiny")
+    fixture = Fixture(name)
     constants = {n: torch.zeros(s) for n, s, _ in fixture.entry["state_dict"] if n in fixture.entry["skipped"]}
     assert constants
     assert from_official({**fixture.state(), **constants})[:2] == from_official(fixture.state())[:2]

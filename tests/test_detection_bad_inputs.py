@@ -47,6 +47,7 @@ CONTENT = {  # what is done to train.json, words of the message besides its name
     "a text as number": (first("bbox", [9, 9, "5", 5]), [*INSIDE, "bbox", "'5'"]),
     "not a number": (first("bbox", [9, 9, float("nan"), 5]), [*INSIDE, "bbox", "nan"]),
     "no box": (first("bbox", None), [*INSIDE, "bbox is None"]),
+    "a text as crowd": (first("iscrowd", "0"), [*INSIDE, "iscrowd is '0'", "0 or 1"]),
     "a text as area": (first("area", "big"), [*INSIDE, "area is 'big'"]),
     "no mask": (first("segmentation", None), [*INSIDE, "segmentation is None", "as others have"]),
     "an empty mask": (first("segmentation", []), [*INSIDE, "segmentation is []"]),

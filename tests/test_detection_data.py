@@ -141,6 +141,15 @@ def test_boxes_alone(changed):
     assert "3 classes, boxes, 9 to train" in data.description[0]
 
 
+@pytest.mark.parametrize("name", ["coco", "detection_shapes:train=4,val=2"])
+def test_a_detector_of_boxes_gets_no_masks(root, name):
+    """Which cost time in every image, and memory on the device."""
+    data = build(root, DATA__DATASET=name, DET__HEAD="faster_rcnn")
+    assert not data.info.has_masks
+    assert all("masks" not in target for batch in data.train.epoch(0) for target in batch.targets)
+    assert all("segmentation" not in truth for batch in data.val for truth in batch.truth[0])
+
+
 def batches_of(wide, batch_size, rank=0, ranks=1, epoch=0, seed=0):
     sampler = OrientedBatches(wide, batch_size, rank, ranks, seed)
     batches = list(sampler.indices(epoch))

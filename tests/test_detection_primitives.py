@@ -1,8 +1,11 @@
 """The arithmetic of detection: anchors, boxes, matches, pooling, masks - mmdetection's numbers and the edges."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.ops import box_iou
 
 from tasks.detection import matching
@@ -12,15 +15,14 @@ from tasks.detection.mask_head import mask_targets
 from tasks.detection.matching import BACKGROUND, IGNORED, match, sample, sample_proposals
 from tasks.detection.pasting import PastedMasks, pasted
 from tasks.detection.pooling import levels, pooled
-from tasks.detection.roi_head import RoIHead
+from tasks.detection.roi_head import GIOU_WEIGHT, RoIHead
 from tasks.detection.rpn import RPN
 from tasks.detection.settings import KINDS, settings_of
 from tests.downstream import Fixture, of_kind
 from utils.errors import ConfigError
 
 STRIDES = (4, 8, 16, 32, 64)
-ROI_IMAGE = (512, 704)  # whose maps were pooled
-PASTED = (50, 70)  # the image into which masks were pasted
+SIDES = range(64, 1025, 64)  # of images whose maps may have been pooled: their size was not recorded
 
 
 @pytest.fixture(params=of_kind("primitives"))
@@ -64,6 +66,8 @@ def test_boxes_as_differences(recorded, part, stds):
 def test_overlap_loss(recorded):
     predicted, target, each = arrays(recorded, "giou/predicted", "giou/target", "giou/loss_each")
     equal(giou_loss(predicted, target), each)
+    mean, count = recorded.numbered("giou/loss_x10_avg")
+    assert GIOU_WEIGHT * each.sum().item() / count == pytest.approx(float(mean), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -83,13 +87,26 @@ def test_pooling(recorded):
     rois, expected = arrays(recorded, "roi/rois", "roi/levels")
     strides = STRIDES[:4]
     assert torch.equal(levels(rois[:, 1:], strides), expected)
-    count = int(rois[:, 0].max()) + 1
-    sizes = [(count, 3, *(side // stride for side in ROI_IMAGE)) for stride in strides]
-    maps = [recorded.normal(f"roi.maps.{i}", size) for i, size in enumerate(sizes)]
+    maps = pooled_maps(recorded, rois, strides)
     for size in (7, 14):
         found = pooled(maps, rois, strides, size)
         assert recorded.difference(f"roi/align_{size}", found) < 1e-9
         equal(found.flatten(1).mean(1), *arrays(recorded, f"roi/align_{size}_mean_each"))
+
+
+def pooled_maps(recorded, rois, strides):
+    """The maps of the image size with which the coarsest map's regions are the recorded ones."""
+    counts, channels = int(rois[:, 0].max()) + 1, recorded.entry["tensors"]["roi/align_7"]["shape"][1]
+    (wanted,) = arrays(recorded, "roi/align_7_mean_each")
+    levels_of = levels(rois[:, 1:], strides)
+    coarsest = int(levels_of.max())
+    chosen, stride = rois[levels_of == coarsest], strides[coarsest]
+    for size in itertools.product(SIDES, SIDES):
+        shapes = [(counts, channels, *(side // stride for side in size)) for stride in strides]
+        found = pooled([recorded.normal(f"roi.maps.{coarsest}", shapes[coarsest])], chosen, [stride], 7)
+        if torch.allclose(found.flatten(1).mean(1), wanted[levels_of == coarsest], rtol=0, atol=1e-9):
+            return [recorded.normal(f"roi.maps.{i}", shape) for i, shape in enumerate(shapes)]
+    pytest.fail("no size of an image gives the recorded means")
 
 
 def test_suppression(recorded):
@@ -112,19 +129,31 @@ def test_mask_targets(recorded, monkeypatch):
 def test_pasting(recorded):
     logits, boxes, labels = arrays(recorded, "paste/logits", "paste/boxes", "paste/labels")
     probabilities = logits.double().sigmoid()[torch.arange(len(labels)), labels]
-    masks = PastedMasks(probabilities, boxes, PASTED, 0.5)
+    wanted, fitting = recorded.array("paste/masks_packed"), []
+    for size in sizes_of(8 * wanted.shape[1]):
+        masks = PastedMasks(probabilities, boxes, size, 0.5)
+        packed = np.stack([np.packbits(mask.numpy()) for mask in masks])
+        fitting += [masks] if np.array_equal(packed, wanted) else []
+    (masks,) = fitting
     assert [int(mask.sum()) for mask in masks] == recorded.array("paste/pixels").tolist()
-    packed = np.stack([np.packbits(mask.numpy()) for mask in masks])
-    assert np.array_equal(packed, recorded.array("paste/masks_packed"))
     assert torch.equal(masks[-1], masks[len(masks) - 1])
+
+
+def sizes_of(bits):
+    """(height, width) of all images whose pixels fill the last byte of so many bits: their size was not recorded."""
+    return [(area // width, width) for area in range(bits - 7, bits + 1) for width in range(1, area + 1)
+            if area % width == 0]  # fmt: skip
 
 
 def test_losses(recorded):
     """What torch is asked to compute is what was recorded."""
-    deltas, l1, smooth = arrays(recorded, "coder/deltas", "l1/loss_avg512", "smooth_l1_ninth/loss_avg256")
-    pair = deltas, deltas.flip(0)
-    for beta, total in ((0, l1 * 512), (settings_of("cascade_rcnn").rpn_beta, smooth * 256)):
-        equal(torch.nn.functional.smooth_l1_loss(*pair, reduction="sum", beta=beta), total)
+    (deltas,) = arrays(recorded, "coder/deltas")
+    for name, head in (("l1", "mask_rcnn"), ("smooth_l1_ninth", "cascade_rcnn")):
+        mean, count = recorded.numbered(f"{name}/loss_avg")
+        total = F.smooth_l1_loss(deltas, deltas.flip(0), reduction="sum", beta=settings_of(head).rpn_beta)
+        assert total.item() / count == pytest.approx(float(mean), abs=1e-9)
+    mean, _ = recorded.numbered("ce/loss_avg")
+    assert F.cross_entropy(*arrays(recorded, "ce/logits", "ce/labels")).item() == pytest.approx(float(mean), abs=1e-9)
 
 
 def test_decoding_is_the_inverse_of_encoding():

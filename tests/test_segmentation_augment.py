@@ -18,15 +18,15 @@ from tasks.segmentation.augment import (
     to_rgb,
 )
 from tasks.segmentation.labels import IGNORE, label_table
-from tests.downstream import Fixture
+from tests.downstream import Fixture, of_kind
 from utils.seed import seeded
 
 VECTOR = 32  # columns that OpenCV's vector code handled; in the rest of the recorded image it rounds differently
 
 
-@pytest.fixture(scope="module")
-def recorded():
-    return Fixture("data_and_metrics")
+@pytest.fixture(scope="module", params=of_kind("data and metrics"))
+def recorded(request):
+    return Fixture(request.param)
 
 
 def test_brightness_and_contrast_are_the_recorded_ones(recorded):
@@ -59,12 +59,13 @@ def test_hsv_of_known_colours():
 @pytest.mark.parametrize("scale", [(64, 48), (100, 100), (30, 20)])
 def test_resizing_is_the_recorded_one(recorded, scale):
     image = torch.from_numpy(recorded.array("image_rgb")).permute(2, 0, 1)
-    size, name = fitted(37, 53, scale), f"resize_{scale[0]}x{scale[1]}"
+    height, width = image.shape[1:]
+    size, name = fitted(height, width, scale), f"resize_{scale[0]}x{scale[1]}"
     found = resized(image, size).permute(1, 2, 0).numpy().astype(int)
     assert np.abs(found - recorded.array(name)).max() <= 1
     labels = recorded.array("label_raw")
     whole = TrainTransform(size, IMAGENET_MEAN, IMAGENET_STD, scale)
-    assert np.array_equal(whole(Image.new("RGB", (53, 37)), labels)[1], recorded.array(f"label_{name}"))
+    assert np.array_equal(whole(Image.new("RGB", (width, height)), labels)[1], recorded.array(f"label_{name}"))
 
 
 # (height, width), limits -> (height, width), as mmcv has it

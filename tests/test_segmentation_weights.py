@@ -10,15 +10,13 @@ from models.weights.pretrained import load_exact, load_pretrained, read_weights
 from models.weights.sources import DWNET
 from tasks.segmentation.heads import FCN, MLP, UPerNet
 from tasks.segmentation.model import Segmenter, official_segmenter
-from tests.downstream import Fixture
+from tests.downstream import Fixture, with_backbone
 from tests.small import small, small_sizes
 from tests.test_parity import ENTRIES, official_state
 from tests.test_timm_registry import FAMILIES
 from tools import convert
 from utils.errors import MismatchError
 from utils.safe_load import read_tensors
-
-OFFICIAL = "upernet_dwnet16"
 
 
 def segmenter(variant, classes=4, **kwargs):
@@ -30,44 +28,49 @@ def upernet(fixture, classes=None):
     """A fresh model of an entry's sizes."""
     model = official_segmenter(*from_official(fixture.state()))
     if classes:
-        model.decode_head = UPerNet(model.backbone.channels, classes, channels=fixture.spec["channels"])
-        model.auxiliary_head = FCN(model.backbone.channels, classes, channels=fixture.spec["aux_channels"])
+        model.decode_head = UPerNet(model.backbone.channels, classes, channels=fixture.spec.get("channels", 512))
+        model.auxiliary_head = FCN(model.backbone.channels, classes, channels=fixture.spec.get("aux_channels", 256))
     return model
 
 
+@pytest.fixture(params=with_backbone("segmentation"))
+def fixture(request):
+    return Fixture(request.param)
+
+
 @pytest.fixture
-def official(tmp_path):
+def official(tmp_path, fixture):
     """A file as mmsegmentation writes it."""
     path = tmp_path / "upernet.pth"
-    torch.save({"meta": {"CLASSES": ["a"], "epoch": 1}, "state_dict": Fixture(OFFICIAL).state()}, path)
+    torch.save({"meta": {"CLASSES": ["a"], "epoch": 1}, "state_dict": fixture.state()}, path)
     return path
 
 
-def test_published_checkpoints_are_converted(official, tmp_path, capsys):
+def test_published_checkpoints_are_converted(fixture, official, tmp_path, capsys):
     result = tmp_path / "ours.pth"
     assert convert.main([str(official), "--output", str(result)]) == 0
     printed = capsys.readouterr().out
-    fixture = Fixture(OFFICIAL)
-    assert "DWNet in mmsegmentation" in printed
-    assert "dwnet_tiny" in printed
+    assert "in mmsegmentation" in printed
+    assert from_official(fixture.state())[0] in printed
     assert f"{len(fixture.state())} tensors matched, 0 reshaped, 0 skipped, 0 missing" in printed
     model = upernet(fixture)
     model.load_state_dict(torch.load(result, weights_only=True))
     with torch.no_grad():
-        logits = model.double().eval()(fixture.normal("image", (2, 3, *fixture.spec["image"])))
+        logits = model.double().eval()(
+            fixture.normal("image", (fixture.spec.get("batch", 2), 3, *fixture.spec["image"]))
+        )
     assert fixture.difference("decode_logits_eval", logits) < 1e-9
 
 
-def test_published_checkpoints_are_evaluated_as_they_are(official):
-    model = upernet(Fixture(OFFICIAL))
+def test_published_checkpoints_are_evaluated_as_they_are(fixture, official):
+    model = upernet(fixture)
     load_exact(model, read_weights(read_tensors(official), official, list, own=model.state_dict()), official)
-    _, _, expected = from_official(Fixture(OFFICIAL).state())
+    _, _, expected = from_official(fixture.state())
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
-def test_other_classes_keep_the_fresh_last_layer(official):
-    fixture = Fixture(OFFICIAL)
-    model, lines = upernet(fixture, classes=3), []
+def test_other_classes_keep_the_fresh_last_layer(fixture, official):
+    model, lines = upernet(fixture, classes=fixture.spec["classes"] + 1), []
     report = load_pretrained(model, official, log=lines.append)
     assert not report.missing
     assert [name.partition(" ")[0] for name in report.skipped] == [

@@ -10,7 +10,7 @@ from tasks.detection.augment import EvalTransform
 from tasks.detection.data import build_data, sources_of, transforms_of
 from tasks.detection.metrics import DetectionMeter
 from tasks.detection.model import Learner, with_heads
-from tasks.detection.settings import settings_of
+from tasks.detection.settings import limits, settings_of
 from utils.config_values import shown_value
 from utils.errors import ConfigError, nearest
 
@@ -101,24 +101,26 @@ def detector_arguments(det):
         if key.lower() not in defaults:
             names = [name.upper() for name in defaults]
             raise ConfigError(f"DET.ARGS.{key}: unknown to DET.HEAD {det.HEAD}{nearest(key, names)}")
-        found[key.lower()] = setting(f"DET.ARGS.{key}", value, defaults[key.lower()])
+        found[key.lower()] = setting(key, value, defaults[key.lower()])
     return found
 
 
 def setting(key, value, default):
-    """`value` as the type of its default: numbers from 0 on, as many as there. Raises ConfigError."""
+    """`value` of DET.ARGS.`key` as the type of its default, within its limits, as many as there. Raises ConfigError."""
     several = isinstance(default, tuple)
     values, kind = (value if several else [value]), type(default[0] if several else default)
-    right = isinstance(values, list) and all(fits(number, kind) for number in values)
+    least, most = limits(key.lower(), kind)
+    right = isinstance(values, list) and all(fits(number, kind, least, most) for number in values)
     if not right or (several and len(values) != len(default)):
-        word = {bool: "True or False", int: "whole numbers from 0 on", float: "numbers from 0 on"}[kind]
+        numbers = f"{'whole ' if kind is int else ''}numbers from {least} {'on' if most is None else f'to {most}'}"
+        word = "True or False" if kind is bool else numbers
         allowed = f"a list of {len(default)} {word}" if several else word
-        raise ConfigError(f"{key}: {shown_value(value)} - allowed: {allowed}")
+        raise ConfigError(f"DET.ARGS.{key}: {shown_value(value)} - allowed: {allowed}")
     return tuple(map(kind, values)) if several else kind(value)
 
 
-def fits(number, kind):
+def fits(number, kind, least, most):
     """Whether a number of a configuration may stand where one of this kind is wanted: 5 is fine for 5.0."""
     if bool in (kind, type(number)):
         return kind is type(number)
-    return isinstance(number, (int, kind)) and number >= 0
+    return isinstance(number, (int, kind)) and least <= number and (most is None or number <= most)

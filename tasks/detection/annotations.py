@@ -204,7 +204,7 @@ class Reader:
             box = self.box(entry, *size)
             places.append(images[image])
             columns["labels"].append(labels[category])
-            columns["crowd"].append(bool(entry.get("iscrowd")))
+            columns["crowd"].append(self.crowd(entry.get("iscrowd") or 0))
             columns["boxes"].extend(box)
             columns["areas"].append(self.number(entry.get("area", box[2] * box[3]), "area"))
             if masks is not None:
@@ -219,6 +219,12 @@ class Reader:
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < np.inf:
             self.fail(f"{what} is {visible(repr(value)[:40])}, a number expected")
         return value
+
+    def crowd(self, value):
+        """Whether an annotation is of a crowd: 0 or 1."""
+        if value not in (0, 1):
+            self.fail(f"iscrowd is {visible(repr(value)[:40])}, 0 or 1 expected")
+        return bool(value)
 
     def box(self, entry, height, width):
         """[x, y, w, h] that touches the image; its sides may be 0, as some of COCO's are."""

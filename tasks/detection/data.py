@@ -10,6 +10,7 @@ from tasks.detection import shapes  # noqa: F401 - enters its dataset
 from tasks.detection.augment import EvalTransform, TrainTransform
 from tasks.detection.batches import evaluation_loader, train_loader
 from tasks.detection.metrics import has_faster
+from tasks.detection.settings import settings_of
 from tasks.detection.sources import DATASETS, DetectionInfo, ObjectRequest
 from utils.errors import ConfigError
 
@@ -46,6 +47,7 @@ def sources_of(config, world, log):
     request = ObjectRequest(
         **request_keywords(config, world, log),
         files={"train": (data.TRAIN_JSON, data.TRAIN_IMAGES), "val": (data.VAL_JSON, data.VAL_IMAGES)},
+        masks=settings_of(config.DET.HEAD).masks,
     )
     return create(data.DATASET, request, DATASETS)
 

@@ -60,6 +60,17 @@ KINDS = {
 }
 
 
+WITHOUT_LIMIT = ("rpn_beta", "stage_weights")  # all other fractional numbers are shares, at most 1
+MAY_BE_NONE = ("box_fcs", "box_convs")  # all other whole numbers are at least 1
+
+
+def limits(name, kind):
+    """(least, most) value of a number of type `kind` in the field `name`; most is None without a limit."""
+    if kind is int:
+        return (0 if name in MAY_BE_NONE else 1), None
+    return 0, (None if name in WITHOUT_LIMIT else 1)
+
+
 def settings_of(head, **changes):
     """The Settings of a kind of detector with changes. Raises ConfigError for an unknown kind."""
     if head not in KINDS:

@@ -13,9 +13,9 @@ from tasks.segmentation.shapes import CLASSES, counts, drawing
 class ShapeObjects(ObjectImages):
     """Drawings with a mask of each shape: what no later one covers."""
 
-    def __init__(self, part, count, size):
+    def __init__(self, part, count, size, with_masks=True):
         super().__init__(count)
-        self.part, self.shape = part, size
+        self.part, self.shape, self.with_masks = part, size, with_masks
 
     def load(self, index, note=ignore):
         """The image."""
@@ -34,7 +34,8 @@ class ShapeObjects(ObjectImages):
     def example(self, index, note=ignore):
         """(RGB PIL image, Objects)."""
         image, labels, masks = self.drawn(index)
-        return image, Objects(np.array([box_of(mask) for mask in masks], dtype=np.float32), labels, masks.__getitem__)
+        boxes = np.array([box_of(mask) for mask in masks], dtype=np.float32)
+        return image, Objects(boxes, labels, masks.__getitem__ if self.with_masks else None)
 
     def size(self, index):
         """(height, width) of every image."""
@@ -49,7 +50,7 @@ class ShapeObjects(ObjectImages):
         _, labels, masks = self.drawn(index)
         for label, mask in zip(labels.tolist(), masks, strict=True):
             x1, y1, x2, y2 = box_of(mask)
-            segmentation = rle.encode(np.asfortranarray(mask))
+            segmentation = rle.encode(np.asfortranarray(mask)) if self.with_masks else None
             yield truth_of([x1, y1, x2 - x1, y2 - y1], mask.sum(), False, label + 1, segmentation)
 
     def name(self, index):
@@ -66,7 +67,8 @@ def box_of(mask):
 @register("detection_shapes", options=True, datasets=DATASETS)
 def detection_shapes(request):
     """Drawn images of the size DATA.IMG_SIZE: 256 to train on, 64 to validate unless said otherwise."""
-    train, val = (ShapeObjects(part, count, request.img_size) for part, count in counts(request).items())
+    train, val = (ShapeObjects(part, count, request.img_size, request.masks) for part, count in counts(request).items())
     names = CLASSES[1:]
     ids = tuple(range(1, len(names) + 1))
-    return Sources(train, val, DetectionInfo(request.name, len(names), names, category_ids=ids, has_masks=True))
+    facts = {"category_ids": ids, "has_masks": request.masks}
+    return Sources(train, val, DetectionInfo(request.name, len(names), names, **facts))

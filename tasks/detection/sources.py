@@ -24,15 +24,17 @@ SMALLEST = 32  # pixels of a side of an image to train on, as in mmdetection
 
 @dataclass(frozen=True)
 class ObjectRequest(Request):
-    """A Request with where images and annotations lie, below `path`: {'train': (JSON file, folder), 'val': ...}."""
+    """A Request with where images and annotations lie, below `path`: {'train': (JSON file, folder), 'val': ...}, and
+    whether masks are wanted: they cost time and memory, which a detector of boxes alone need not pay."""
 
     files: dict | None = None
+    masks: bool = True
 
 
 @dataclass(frozen=True)
 class DetectionInfo(DatasetInfo):
-    """DatasetInfo of objects: the ids that the annotations give the classes, whether all objects have masks, and lines
-    that say what is left out of training."""
+    """DatasetInfo of objects: the ids that the annotations give the classes, whether all objects have masks that are
+    wanted, and lines that say what is left out of training."""
 
     category_ids: tuple = ()
     has_masks: bool = False
@@ -179,7 +181,7 @@ def coco(request):
     if train.categories != val.categories:
         one = min(train.categories.items() ^ val.categories.items())
         raise DataError(f"{train.path} and {val.path} differ in their categories, in {one[0]} '{one[1]}' for instance")
-    masks = train.masks is not None and val.masks is not None
+    masks = request.masks and train.masks is not None and val.masks is not None
     images, left_out = to_train(train)
     folders = {part: os.path.join(root, folder) for part, (_, folder) in request.files.items()}
     parts = (
