@@ -191,7 +191,7 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         },
     ),
     "data/datasets/classes.py": (
-        "test_data_lists.py test_data_arrays.py",
+        "test_data_lists.py test_data_parquet.py",
         {
             "numbers sorted as text": ("label.isdecimal()", "False"),
             "test before validation": ('for part in ("val", "test") if', 'for part in ("test", "val") if'),
