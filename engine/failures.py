@@ -70,13 +70,15 @@ def settle(error, world):
 
 
 def tell(error, world):
-    """Leave the reason why this rank ends in the store, where the others look for it; the first one stays."""
+    """Leave the reason why this rank ends in the store, where the others look for it; the first one stays, and of ranks
+    that gave up waiting at the same moment only that one prints its line."""
     if world.store is None or getattr(error, "printed", False):
         return
     if not isinstance(error, RunError):
         error = HangError(f"rank {world.rank} ended by {type(error).__name__}: {error}")
     text = json.dumps([errors.known_name(error), str(error)])
-    ask(lambda: world.store.compare_set(KEY, "", text))
+    first = ask(lambda: world.store.compare_set(KEY, "", text))
+    error.printed = isinstance(error, HangError) and first is not None and first.decode() != text
 
 
 def told(world):

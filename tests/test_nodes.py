@@ -161,7 +161,7 @@ def test_a_rank_that_hangs_is_named_with_what_it_does(tmp_path):
     results = wait([processes[0], processes[2]], timeout=90)
     os.kill(processes[1][0].pid, signal.SIGKILL)
     assert [result.code for result in results] == [77, 77], results[0].output
-    (line,) = [line for result in results for line in result.errors]
+    line = next(line for result in results for line in result.errors)
     assert f"waited 5 s for rank 1 on {socket.gethostname()} since step 2 in action (tests/faults.py:" in line
     assert len(line) <= 200
 
