@@ -269,8 +269,12 @@ def _is_shortcut(name):
 
 def _resize(model, name, given, own):
     """`given` interpolated to the shape of `own`, or None if it is not a tensor that may be."""
-    if name == "pos_embed" and given.shape[-1] == own.shape[-1]:
-        grid = model.grid if hasattr(model, "grid") else model.patch_embed.grid_size  # ours, timm's
+    positions = re.fullmatch(r"(?:stages\.(\d+)\.)?pos_embed", name)
+    if positions and given.shape[-1] == own.shape[-1]:
+        if positions[1]:
+            grid = model.grid(int(positions[1]))
+        else:
+            grid = model.grid if hasattr(model, "grid") else model.patch_embed.grid_size  # ours, timm's
         prefix = own.shape[1] - math.prod(grid)
         if math.isqrt(given.shape[1] - prefix) ** 2 != given.shape[1] - prefix:
             return None  # made for an image that is not square; its sides are not known
