@@ -5,6 +5,7 @@ Weights and inputs come from tests/fixtures/fixture_weights.py, as for the first
 
 import functools
 import json
+import math
 import os
 from pathlib import Path
 
@@ -15,8 +16,15 @@ ENTRIES = {entry["id"]: entry for entry in json.loads((FOLDER / "index.json").re
 
 
 def has_drloc(entry):
-    """Whether weights of DRLOC's head, for training only, lie beside the model's or are all that there is."""
-    return entry["kind"] == "drloc_head" or any(name.startswith("drloc.") for name, _, _ in entry["state_dict"])
+    """Whether weights of DRLOC's head, for training only, lie beside the model's."""
+    return any(name.startswith("drloc.") for name, _, _ in entry.get("state_dict", []))
+
+
+def without_head(entry):
+    """The entry of a model without the weights of DRLOC's head."""
+    rows = {own: [row for row in entry["state_dict"] if row[0].startswith("drloc.") != own] for own in (True, False)}
+    head = sum(math.prod(shape) for _, shape, _ in rows[False])
+    return {**entry, "state_dict": rows[True], "trainable_parameters": entry["trainable_parameters"] - head}
 
 
 @functools.cache

@@ -97,11 +97,12 @@ def test_mistakes_are_one_line(run, arguments, code, says):
     assert says in errors[0]
 
 
-def test_a_task_without_checks_is_one_line(run, monkeypatch):
+@pytest.mark.parametrize("task", ["regression", "dino"])
+def test_a_task_without_checks_is_one_line(run, monkeypatch, task):
     monkeypatch.setitem(tasks.TASKS, "regression", Regression)
-    code, lines, errors = run(TASK="regression")
+    code, lines, errors = run(TASK=task)
     assert (code, lines) == (64, [])
-    assert errors == ["error[config] TASK: regression - tools.check knows classification, segmentation"]
+    assert errors == [f"error[config] TASK: {task} - tools.check knows classification, segmentation, detection"]
 
 
 def test_a_configuration_is_needed(capsys):

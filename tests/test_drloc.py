@@ -3,10 +3,6 @@
 Fixtures: FIXTURES_RIVALS, entries of kind drloc_head, and models with drloc.* among their weights.
 """
 
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,27 +13,16 @@ from data.base import DatasetInfo
 from models.weights.convert import from_official
 from tasks.methods import MethodLearner, Student, build, outputs, weights
 from tasks.methods.drloc import DRLoc
-from tests.conftest import FIXTURES
 from tests.fixtures.fixture_weights import make_input, make_tensor, make_weights
+from tests.rivals import ENTRIES, has_drloc, recorded
 from tests.small import small
 from utils.errors import ConfigError
 
-FOLDER = Path(os.environ.get("FIXTURES_RIVALS", FIXTURES / "rivals"))
-ENTRIES = {entry["id"]: entry for entry in json.loads((FOLDER / "index.json").read_text())["fixtures"]}
 HEADS = [
     (name, variant) for name, entry in ENTRIES.items() if entry["kind"] == "drloc_head" for variant in entry["variants"]
 ]
-MODELS = [
-    name
-    for name, entry in ENTRIES.items()
-    if entry["kind"] == "model" and any(key.startswith("drloc.") for key, *_ in entry["state_dict"])
-]
+MODELS = [name for name, entry in ENTRIES.items() if has_drloc(entry)]
 INFO = DatasetInfo("five", 5, tuple("abcde"))
-
-
-def recorded(name):
-    with np.load(FOLDER / ENTRIES[name]["npz"]) as arrays:
-        return dict(arrays)
 
 
 def places(arrays):

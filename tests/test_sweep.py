@@ -17,8 +17,8 @@ from tests import launch, tiny
 from tests.launch import ROOT
 from tests.test_sweep_jobs import wait_for
 from tools.sweep import __main__ as sweep
+from tools.sweep import dry_run, train
 from tools.sweep import jobs as sweep_jobs
-from tools.sweep import train
 from tools.sweep.grid import option_text, read_grid
 from tools.sweep.jobs import LocalJobs
 from tools.sweep.train import parameters, plan
@@ -298,3 +298,25 @@ def test_a_dry_run_measures_and_writes_nothing(tmp_path, capsys):
         ["kernels-3", "0 1", "0", f"{parameters(configs[1], 4):,}"],
     ]
     assert any("the data path on fake" in line for line in lines)
+
+
+def test_a_dry_run_measures_methods_too(tmp_path, capsys, monkeypatch):
+    """Each with its own cost; a teacher that is not trained yet is no end, a task that is not measured is one line."""
+    measured, real = [], dry_run.measure
+    monkeypatch.setattr(
+        dry_run, "measure", lambda subject: measured.append(subject.config.DRLOC.WEIGHT) or real(subject)
+    )
+    cells = "plain: {}, located: {DRLOC.WEIGHT: 0.1, DRLOC.WARMUP_EPOCHS: 0}, taught: {DISTILLATION.TEACHER: no.pth}"
+    path = write_grid(tmp_path, f"seeds: [0]\naxes: {{m: {{{cells}}}}}\n")
+    assert sweep.main([str(path), "--dry-run", "--output", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert measured == [0.0, 0.1, 0.0]
+    times = {line.split(" | ")[0][2:]: line.split(" | ")[-1] for line in lines if line.startswith("| ")}
+    assert times["taught"] == "? |"
+    assert times["located"] != "? |"
+    assert "no.pth" in lines[-1]
+    path = write_grid(tmp_path, "axes: {m: {plain: {}, warm: {TASK: dino}}}\n")
+    assert sweep.main([str(path), "--dry-run", "--output", str(tmp_path / "out")]) == 64
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "TASK: dino - tools.check knows" in err

@@ -7,6 +7,7 @@ import torch
 
 from config import to_plain
 from logger import duration
+from tasks.methods import METHODS
 from tasks.segmentation.shapes import CLASSES as CLASSES_DRAWN
 from tools.check.__main__ import find as find_subject
 from tools.check.cost import epoch_seconds, measure, seconds_to_prepare
@@ -34,6 +35,8 @@ FREE_OF_SIZE = ("NAME", "NUM_CLASSES", "PRETRAINED", "RESUME")  # keys of MODEL 
 
 def dry_run(runs, places, say=print):
     """Print every cell with parameters and time; returns 0. `places`: how many runs are made at a time."""
+    for task in dict.fromkeys(planned.config.TASK for planned in runs):
+        find_subject(task)  # before anything is measured
     torch.set_num_threads(max(1, torch.get_num_threads() // places))
     estimate, cells = Estimate(), {}
     for planned in runs:
@@ -61,7 +64,7 @@ class Estimate:
         self.steps, self.data, self.sources = {}, {}, []
 
     def seconds_of(self, config):
-        """(seconds of a whole run or None if the size of its data is unknown, number of classes)."""
+        """(seconds of a whole run or None if its data's size or a file is missing, number of classes)."""
         plain = to_plain(config)
         key = json.dumps([plain[section] for section in ("TASK", "DATA", "SEG", "DET", "AUG", "TEST")])
         if key not in self.data:
@@ -70,15 +73,25 @@ class Estimate:
         if subject is None:
             return None, classes
         model = {name: value for name, value in plain["MODEL"].items() if name not in FREE_OF_SIZE}
-        others = (plain[section] for section in ("TASK", "SEG", "DET", "AMP", "TRAIN"))
+        others = (plain[section] for section in ("TASK", "SEG", "DET", "AMP", "TRAIN", *map(str.upper, METHODS)))
         key = json.dumps([model, plain["DATA"]["IMG_SIZE"], *others])
         if key not in self.steps:
-            self.steps[key] = measure(noise_like(config, (config.DATA.BATCH_SIZE, 0, classes)))
+            self.steps[key] = self.steps_of(config, classes)
+        if self.steps[key] is None:
+            return None, classes
         compute, loading = epoch_seconds(subject, self.steps[key], prepare)
         epochs = subject.schedule(config).total_steps / max(1, subject.steps_per_epoch)
         if subject.world.device.type == "cpu":  # loader workers compete for the same cores
             return epochs * (compute + loading), classes
         return epochs * max(compute, loading / max(1, config.DATA.NUM_WORKERS)), classes
+
+    def steps_of(self, config, classes):
+        """What tools.check measures of a step; None where a file is missing that training reads, such as a teacher."""
+        try:
+            return measure(noise_like(config, (config.DATA.BATCH_SIZE, 0, classes)))
+        except MissingError as error:
+            self.sources.append(str(error))
+            return None
 
     def data_of(self, config):
         """(Subject that has the data or None, seconds to prepare one of its images, classes)."""
