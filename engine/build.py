@@ -45,16 +45,23 @@ def build_settings(config, world, model=None):
     def macs():
         return count_macs(model, config.DATA.IMG_SIZE)["total"] if model is not None else 0
 
+    dtype = amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, world.device, macs)
     return StepSettings(
         world=world,
         seed=config.SEED,
         accumulation=config.TRAIN.ACCUMULATION_STEPS,
         clip_grad=config.TRAIN.CLIP_GRAD,
-        amp_dtype=amp_dtype(config.AMP.ENABLE, config.AMP.DTYPE, world.device, macs),
+        amp_dtype=dtype,
+        image_dtype=None if model is not None and wants_whole_images(model) else dtype,
         halve=config.TRAIN.HALVE_ON_OOM,
         max_skipped=config.TRAIN.MAX_SKIPPED_STEPS,
         print_freq=config.PRINT_FREQ,
     )
+
+
+def wants_whole_images(model):
+    """Whether something comes before the model's first product, so that images must not be rounded for it."""
+    return any(getattr(module, "whole_images", False) for module in model.modules())
 
 
 def build_state(config, world, task, model):

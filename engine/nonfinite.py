@@ -17,7 +17,7 @@ def refuse(state, task, settings, refused, losses_of):
     # Where the model itself is not trained (a teacher that follows), what is trained stands beside it.
     watched = state.model if any(p.requires_grad for p in state.model.parameters()) else learner
     for micro, batch in enumerate(group):
-        inputs = task.inputs(batch, (settings.seed, step, micro, world.rank), world.device, settings.amp_dtype)
+        inputs = task.inputs(batch, (settings.seed, step, micro, world.rank), world.device, settings.image_dtype)
         tensors = (entry for entry in inputs if isinstance(entry, torch.Tensor) and entry.is_floating_point())
         if not all(torch.isfinite(tensor).all() for tensor in tensors):
             found.append((1, 0, "input images"))

@@ -56,7 +56,7 @@ def measure(config, world, log):
     batches = endless(task.data.train)  # the passes of a loader share its workers: one at a time
     batch = next(batches)
     size, key = task.size(batch), (settings.seed, 0, 0, world.rank)
-    inputs = task.inputs(batch, key, world.device, settings.amp_dtype)
+    inputs = task.inputs(batch, key, world.device, settings.image_dtype)
 
     @torch.inference_mode()
     def forward():
@@ -67,7 +67,7 @@ def measure(config, world, log):
     ready = SimpleNamespace(inputs=lambda *_: inputs, size=task.size)  # its inputs are there: the model's part is left
     measured = [
         ("training step, data on the device", lambda: train_step(state, ready, settings, [batch], Wishes)),
-        ("data path alone, mixed", lambda: task.inputs(next(batches), key, world.device, settings.amp_dtype)),
+        ("data path alone, mixed", lambda: task.inputs(next(batches), key, world.device, settings.image_dtype)),
         ("end to end", lambda: train_step(state, task, settings, [next(batches)], Wishes)),
     ]
     state.train_mode()

@@ -34,6 +34,7 @@ class StepSettings:
     accumulation: int = 1
     clip_grad: float = 0.0
     amp_dtype: torch.dtype | None = None
+    image_dtype: torch.dtype | None = None  # in which images reach the learner; None: float32
     max_skipped: int = 0  # consecutive refused steps that are tolerated
     print_freq: int = 50
     halve: bool = False  # the micro-batches where the memory does not suffice
@@ -133,11 +134,11 @@ class StepRecord(NamedTuple):
 def micro_losses(state, task, settings, place, batch, runner):
     """(loss, {name: partial loss}) of one micro-batch; `place` is (step, micro-batch).
 
-    The images are rounded to the type of the model's first product by the task, as autocast would do, so that the
-    device pipeline writes half as many bytes.
+    Where images meet a product first they are rounded to its type by the task, as autocast would do, so that the device
+    pipeline writes half as many bytes.
     """
     world = settings.world
-    inputs = task.inputs(batch, (settings.seed, *place, world.rank), world.device, settings.amp_dtype)
+    inputs = task.inputs(batch, (settings.seed, *place, world.rank), world.device, settings.image_dtype)
     torch.manual_seed(derive_seed(settings.seed, "step", *place, world.rank))
     torch.compiler.cudagraph_mark_step_begin()  # with CUDA graphs: what the last call returned may be overwritten
     with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):

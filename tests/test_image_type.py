@@ -6,6 +6,7 @@ import torch
 
 from data import HostBatch
 from data.mixing import Mixing
+from engine.build import build_settings, wants_whole_images
 from models.registry import list_variants
 from tasks.classification.data import build_data
 from tests.helpers_data import alone, silent, small_config
@@ -26,11 +27,20 @@ def gradients(model, images):
 
 @pytest.mark.parametrize("variant", list_variants())
 def test_every_model_computes_the_same(variant):
+    """Or says that something comes before its first product: then it is given images as they are."""
     torch.manual_seed(0)
     side = small_sizes(variant)["img_size"]
     model, images = small(variant), torch.randn(2, 3, side, side)
-    expected = gradients(model, images)
-    assert all(map(torch.equal, gradients(model, images.bfloat16()), expected))
+    same = map(torch.equal, gradients(model, images.bfloat16()), gradients(model, images))
+    assert all(same) != wants_whole_images(model)
+
+
+@pytest.mark.parametrize(("tokenizer", "dtype"), [("patch", torch.bfloat16), ("spt", None), ("sope", None)])
+def test_the_engine_asks_the_model(tokenizer, dtype):
+    config = small_config("digits", size=8, AMP__DTYPE="bfloat16")
+    model = small("vit_tiny", locality={"tokenizer": tokenizer})
+    settings = build_settings(config, alone(), model)
+    assert (settings.amp_dtype, settings.image_dtype) == (torch.bfloat16, dtype)
 
 
 @pytest.mark.parametrize("name", TIMM)

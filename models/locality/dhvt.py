@@ -35,6 +35,7 @@ class SOPE(nn.Module):
     """
 
     first_conv = "proj.0.0"
+    whole_images = True  # scales before the first product: images rounded to the type of products lose by it
 
     def __init__(self, in_chans, dim, patch_size):
         super().__init__()

@@ -54,6 +54,7 @@ class ShiftedTokenizer(nn.Module):
     """
 
     first_conv = None
+    whole_images = True  # normalises before the first product: images rounded to the type of products lose by it
 
     def __init__(self, in_chans, dim, patch_size):
         super().__init__()
