@@ -10,10 +10,11 @@ FIXTURES = Path(__file__).parent / "fixtures"
 # What `make quick` leaves out: whole runs, full-size models, compiled and exported ones. A new file is in it.
 SLOW = {
     "average", "bad_inputs", "benchmarks", "cam", "check_model", "compile", "convert_tool", "cvt", "data_loaders",
-    "detection_runs", "device_loader", "dino", "export", "faults", "features", "flops", "fused_models",
-    "fused_shortcut", "hub", "kernels_augment", "kernels_compile", "main", "methods", "own_method", "parity",
-    "parity_rivals", "segmentation_check", "soak", "sweep", "timm_registry", "timm_suite", "timm_wrap", "tool_names",
-    "tools_hostile",
+    "data_parquet", "demo_segmentation", "detection_check", "detection_export", "detection_runs", "detection_tools",
+    "device_loader", "dino", "export", "faults", "features", "finetune", "flops", "fused_models", "fused_shortcut",
+    "hub", "kernels_augment", "kernels_compile", "main", "methods", "nodes", "own_method", "pack", "packaging",
+    "parity", "parity_rivals", "scaling", "segmentation_check", "soak", "sweep", "timm_registry", "timm_suite",
+    "timm_wrap", "tool_names", "tools_hostile",
 }  # fmt: skip
 
 torch.set_num_threads(1)
