@@ -20,7 +20,8 @@ POINTS = 97  # of the schedule that are compared
 MOST_TRIES = 3  # other values that are tried
 FEW = 16  # numbers of a tensor that count by their values: means and deviations, not weights
 PLAIN = (bool, int, str, bytes, type(None), torch.dtype, torch.device)
-TORCH_OWN = set(vars(nn.Module()))  # hooks and the like; parameters, buffers and children are listed by name
+# Hooks and the like; parameters, buffers and children are listed by name. How a model was asked for is no part of it.
+NO_FACTS = {*vars(nn.Module()), "created_as"}
 
 
 class Effects:
@@ -110,7 +111,7 @@ def facts(thing, above=()):
     if isinstance(thing, functools.partial):
         return facts([thing.func, thing.args, thing.keywords], above)
     if isinstance(thing, nn.Module):
-        own = {name: value for name, value in vars(thing).items() if name not in TORCH_OWN}
+        own = {name: value for name, value in vars(thing).items() if name not in NO_FACTS}
         tensors = dict([*thing.named_parameters(recurse=False), *thing.named_buffers(recurse=False)])
         return (type(thing).__qualname__, facts([own, tensors, dict(thing.named_children())], above))
     if hasattr(thing, "__qualname__"):
