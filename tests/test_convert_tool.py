@@ -19,7 +19,8 @@ from tools import convert
 from utils.errors import MismatchError
 
 SMALL_VIT = {"img_size": 48, "depth": 2, "num_classes": 5}
-ALL = ENTRIES | {fixture: entry for fixture, entry in RIVALS.items() if not has_drloc(entry)}
+MODELS = {name: entry for name, entry in RIVALS.items() if entry["kind"] == "model" and not has_drloc(entry)}
+ALL = ENTRIES | MODELS
 ONE_OF_EACH = list({fixture.split("_")[0]: fixture for fixture in sorted(ALL, reverse=True)}.values())
 
 
