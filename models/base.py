@@ -208,3 +208,21 @@ class Staged(Stages, Backbone):
         """See Backbone; a level is a stage."""
         outputs = self.forward_stages(x, stop)
         return outputs[-1], [output for s, output in enumerate(outputs) if s in wanted]
+
+
+class OnGrid(Staged):
+    """Pyramids without class tokens whose features are a grid, as timm's Swin has them, and whose stages may end in a
+    `downsample`."""
+
+    def complete(self, x, grid):
+        """Tokens of the last stage -> (B, h, w, D), normalised."""
+        return self.norm(x).unflatten(1, grid)
+
+    def pool(self, x):
+        """(B, h, w, D) -> (B, D): the mean over the tokens; or as it is."""
+        return x.mean(dim=(1, 2)) if self.global_pool == "avg" else x
+
+    def keep_levels(self, count):
+        """See Staged; what leads out of the last stage goes."""
+        super().keep_levels(count)
+        self.stages[-1].downsample = None

@@ -15,7 +15,7 @@ from timm.layers import resample_abs_pos_embed, trunc_normal_
 from torch import nn
 
 from models import checks
-from models.base import Stage, Staged
+from models.base import OnGrid, Stage
 from models.checks import ArgumentError
 from models.layers import (
     Block,
@@ -41,7 +41,7 @@ VARIANTS = {  # name: (sizes, where they stand)
 
 
 @register(VARIANTS)
-class NesT(Staged):
+class NesT(OnGrid):
     """Levels of self-attention inside blocks of tokens; between two, neighbours are aggregated to half the grid.
 
     dim: channels, of all levels. depths: layers of each level. window_size: tokens per side of a block. The image must
@@ -144,19 +144,6 @@ class NesT(Staged):
             built = f"the position embeddings are for {self.img_size} pixels; build the model for this size"
             raise ArgumentError(f"`img_size` {tuple(x.shape[-2:])}: {built}")
         return super().forward_features(x)
-
-    def complete(self, x, grid):
-        """Tokens of the last level -> (B, h, w, D), normalised."""
-        return self.norm(x).unflatten(1, grid)
-
-    def pool(self, x):
-        """(B, h, w, D) -> (B, D): the mean over the tokens; or as it is."""
-        return x.mean(dim=(1, 2)) if self.global_pool == "avg" else x
-
-    def keep_levels(self, count):
-        """See Staged; the aggregation after the last level goes."""
-        super().keep_levels(count)
-        self.stages[-1].downsample = None
 
     def check_size(self, size):
         """Raise ArgumentError unless images of this size (H, W) make whole blocks at every level."""

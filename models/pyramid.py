@@ -13,7 +13,7 @@ from timm.layers import PatchEmbed, trunc_normal_
 from torch import nn
 
 from models import checks
-from models.base import Stage, Staged
+from models.base import OnGrid, Stage
 from models.layers import Block, FeedForward, drop_path_rates, hidden_width, pad_image, pad_to_multiple
 from models.shortcut import ShortcutStack
 
@@ -51,7 +51,7 @@ class NormedPatches(PatchEmbed):
         super().__init__(None, patch_size, in_chans, dim, **options)
 
 
-class Pyramid(Staged):
+class Pyramid(OnGrid):
     """Stage s has depths[s] blocks of dim * 2^s channels on a grid of img_size / (patch_size * 2^s) tokens.
 
     A subclass gives make_mixer(stage=, index=, dim=, grid=, dense=, drop=) -> a module called mixer(x, grid) on x
@@ -160,18 +160,9 @@ class Pyramid(Staged):
         self.check_size(x.shape[-2:])
         return super().forward_features(x)
 
-    def complete(self, x, grid):
-        """Tokens of the last stage -> (B, h, w, D), normalised."""
-        return self.norm(x).unflatten(1, grid)
-
-    def pool(self, x):
-        """(B, h, w, D) -> (B, D): the mean over the tokens; or as it is."""
-        return x.mean(dim=(1, 2)) if self.global_pool == "avg" else x
-
     def keep_levels(self, count):
-        """See Staged; the merging after the last stage goes."""
+        """See OnGrid."""
         super().keep_levels(count)
-        self.stages[-1].downsample = None
         self.windows = self.windows[:count]
 
     def check_size(self, size):

@@ -7,11 +7,13 @@ import numpy as np
 
 from tools.check.subject import failed, ok, spread, warning
 from utils.errors import DataError, MissingError
+from utils.text import short_names, visible
 
 OVERLAP_SHARE = 0.15  # of the time, for comparing images
 MOST_SHARED = 0.01  # of the compared validation images that may be in the training set too
 PIXELS_SHARE = 0.05  # of the time, for looking at pixels, for each part
 MOST = 500  # images of each part that are looked at
+SHOWN, NAME_LENGTH = 10, 20  # classes in a table, most and least of each half; characters of a name
 SHIFT, RATIO = 0.5, 2.0  # normalised pixels may have their mean so far from 0, their deviation so far from 1
 
 
@@ -122,3 +124,17 @@ def _normalisation(subject, pixels):
     mean, std, used_mean, used_std = ("[" + ", ".join(f"{v:.3f}" for v in numbers) + "]" for numbers in found)
     text = f"pixels have mean {mean}, std {std}, but are normalised with mean {used_mean}, std {used_std}"
     return [warning(text, f"DATA.MEAN '{mean}' DATA.STD '{std}'")]
+
+
+def class_table(columns, names, title, cell):
+    """Lines with a number of every class in every part, most frequent in training first; of many the two ends.
+
+    columns: {part: array (classes,)}; cell: the format of a number, 10 characters wide.
+    """
+    order = columns["train"].argsort(kind="stable")[::-1].tolist()
+    texts = short_names([visible(name) for name in names], NAME_LENGTH, "..")
+    lines = [f"{texts[label]:<{NAME_LENGTH}}" + "".join(cell.format(part[label]) for part in columns.values())
+             for label in order]  # fmt: skip
+    if len(lines) > 2 * SHOWN:
+        lines = [*lines[:SHOWN], f"... {len(lines) - 2 * SHOWN} more", *lines[-SHOWN:]]
+    return [f"{title:<{NAME_LENGTH}}" + "".join(f"{part:>10}" for part in columns), *lines]

@@ -12,6 +12,7 @@ from tasks.detection import detector_arguments
 from tasks.detection.batches import Batch, OrientedTrainLoader, origin, stack_to_train
 from tasks.detection.settings import settings_of
 from tasks.segmentation.augment import fitted
+from tools.check.data import NAME_LENGTH, class_table
 from tools.check.effects import facts
 from tools.check.recipe import Examples, restored
 from tools.check.subject import ByHeart, Subject, failed, ok, spread, stack, warning
@@ -25,7 +26,6 @@ PLAIN = {"DET.POLICY": "resize", "AUG.HFLIP": 0.0}
 OBJECTS_SHARE = 0.1  # of the time, for counting objects, for each part
 IMBALANCE = 100  # objects of the largest class for one of the smallest, above which it is worth a word
 FEW = 50  # objects to validate on below which an average precision says little
-SHOWN, NAME_LENGTH = 10, 20  # classes in the table, most and least of each half; characters of a name
 SIDES = (8, 16, 32, 64, 128, 256)  # pixels between the classes of sizes
 TINY, MANY_TINY = 8, 0.1  # pixels of a side, twice the finest stride; share of such objects that is worth a word
 
@@ -150,7 +150,7 @@ class DetectionSubject(Subject):
         if tiny > MANY_TINY:
             text = f"train: {100 * tiny:.0f} % of the objects are below {TINY}x{TINY} pixels at the size of evaluation"
             findings.append(warning(text, "larger DET.SCALES, DET.TEST_SIZE and DET.MAX_SIZE"))
-        rows = [*class_table(counts, names), *size_table(sides)]
+        rows = [*class_table(counts, names, "objects", "{:10,}"), *size_table(sides)]
         return [*findings, ok(f"{len(names)} classes, objects: {', '.join(looked)}", rows=rows)]
 
     def objects(self, part):
@@ -203,17 +203,6 @@ def balance(part, counts, names, complete):
         one, other = (f"{counts[label]:,} of {visible(names[label])!r}" for label in (large, small))
         findings.append(warning(f"{part}: {one}, but {other}", "rare classes need more images"))
     return findings
-
-
-def class_table(counts, names):
-    """Lines with the objects of every class in every part, most frequent in training first; of many the two ends."""
-    order = counts["train"].argsort(kind="stable")[::-1].tolist()
-    texts = short_names([visible(name) for name in names], NAME_LENGTH, "..")
-    lines = [f"{texts[label]:<{NAME_LENGTH}}" + "".join(f"{part[label]:10,}" for part in counts.values())
-             for label in order]  # fmt: skip
-    if len(lines) > 2 * SHOWN:
-        lines = [*lines[:SHOWN], f"... {len(lines) - 2 * SHOWN} more", *lines[-SHOWN:]]
-    return [f"{'objects':<{NAME_LENGTH}}" + "".join(f"{part:>10}" for part in counts), *lines]
 
 
 def size_table(sides):

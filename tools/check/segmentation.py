@@ -11,6 +11,7 @@ from tasks.segmentation import describe_test, inference
 from tasks.segmentation.inference import starts
 from tasks.segmentation.labels import IGNORE
 from tasks.segmentation.losses import PixelCrossEntropy
+from tools.check.data import class_table
 from tools.check.effects import facts
 from tools.check.recipe import Examples, restored
 from tools.check.subject import ByHeart, Subject, failed, ok, spread, stack, warning
@@ -24,7 +25,7 @@ CROPPED = {"SEG.PHOTOMETRIC": False, "SEG.RATIO": [1.0, 1.0], "SEG.CAT_MAX_RATIO
 PIXELS_SHARE = 0.1  # of the time, for counting pixels, for each part
 IMBALANCE = 1000  # pixels of the largest class for one of the smallest, above which it is worth a word
 NEARLY_ALL = 0.9  # of the pixels that one class may have, and half of which may have none
-SHOWN, NAME_LENGTH = 10, 20  # classes in the table of the shares, most and least of each half; characters of a name
+NAME_LENGTH = 20  # characters of a class name under an image
 LEGEND = 24  # classes that find place below the picture
 EVALUATED = 8  # validation images whose sizes are looked at
 
@@ -88,7 +89,8 @@ class SegmentationSubject(Subject):
             if counts[IGNORE] > NEARLY_ALL / 2 * counts.sum():
                 text = f"{part}: {100 * counts[IGNORE] / counts.sum():.1f} % of the pixels have no class"
                 findings.append(warning(text, "right? see DATA.IGNORE and DATA.REDUCE_ZERO_LABEL"))
-        rows = table(shares, names)
+        percent = {part: 100 * share for part, share in shares.items()}
+        rows = class_table(percent, names, "share of pixels", "{:8.2f} %")
         text = f"{len(names)} classes, pixels of {', '.join(looked)}"
         return [*findings, ok(text, rows=rows)]
 
@@ -148,14 +150,3 @@ def balance(part, shares, names, complete):
         one, other = (f"{100 * shares[label]:.2g} % {visible(names[label])!r}" for label in (large, small))
         findings.append(warning(f"{part}: {one}, but {other}", "SEG.CLASS_WEIGHTS weighs them"))
     return findings
-
-
-def table(shares, names):
-    """Lines with the share of every class in every part, most frequent in training first; of many the two ends."""
-    order = shares["train"].argsort(kind="stable")[::-1].tolist()
-    texts = short_names([visible(name) for name in names], NAME_LENGTH, "..")
-    lines = [f"{texts[label]:<{NAME_LENGTH}}" + "".join(f"{100 * part[label]:8.2f} %" for part in shares.values())
-             for label in order]  # fmt: skip
-    if len(lines) > 2 * SHOWN:
-        lines = [*lines[:SHOWN], f"... {len(lines) - 2 * SHOWN} more", *lines[-SHOWN:]]
-    return [f"{'share of pixels':<{NAME_LENGTH}}" + "".join(f"{part:>10}" for part in shares), *lines]
