@@ -34,19 +34,22 @@ def parameter_groups(model, weight_decay, exemptions, extra=None):
     return groups
 
 
-def layer_scales(model, decay):
+def layer_scales(model, decay, extra=None):
     """{name: decay ** (layers above the parameter's)}, as timm's param_groups_layer_decay counts the layers of BEiT
     (arXiv 2106.08254): 1 for the last one and for all that stands beside the backbone, such as heads.
 
-    Raises ConfigError for a model without timm's `group_matcher`, which tells its layers.
+    extra: see `parameter_groups`; the backbone is there if nothing of the model is trained, which is then an average of
+    it. Raises ConfigError for a model without timm's `group_matcher`, which tells its layers.
     """
-    backbones = [(name, module) for name, module in model.named_modules() if hasattr(module, "group_matcher")]
+    beside = extra is not None and not any(parameter.requires_grad for parameter in model.parameters())
+    root, prefix = (extra, "extra") if beside else (model, "")
+    backbones = [(name, part) for name, part in root.named_modules(prefix=prefix) if hasattr(part, "group_matcher")]
     if not backbones:
         raise ConfigError(f"TRAIN.LAYER_DECAY: {decay:g}, but this model does not say which layers it has; use 1")
-    prefix, backbone = backbones[0]
+    place, backbone = backbones[0]
     layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
-    inside = {f"{prefix}.{name}".lstrip("."): layer for name, layer in layers.items()}
-    names = [name for name, _ in model.named_parameters()]
+    inside = {f"{place}.{name}".lstrip("."): layer for name, layer in layers.items()}
+    names = [name for name, _ in root.named_parameters(prefix=prefix)]
     last = max(layers.values()) + any(name not in inside for name in names)
     return {name: decay ** (last - inside.get(name, last)) for name in names}
 
@@ -86,7 +89,7 @@ def build_optimizer(config, model, lr, extra=None):
         options["fused"] = True
     groups = parameter_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.NO_WEIGHT_DECAY, extra)
     if config.TRAIN.LAYER_DECAY != 1:
-        groups = scaled_by_depth(groups, layer_scales(model, config.TRAIN.LAYER_DECAY))
+        groups = scaled_by_depth(groups, layer_scales(model, config.TRAIN.LAYER_DECAY, extra))
     options |= {"weight_decay": config.TRAIN.WEIGHT_DECAY, "momentum": settings.MOMENTUM}
     try:
         return create_optimizer_v2(groups, opt=settings.NAME, lr=lr, **options)

@@ -83,7 +83,7 @@ def row(size, summed, seconds, bandwidth):
 def run(argv):
     """Measure and write results/scaling_cpu.{json,md}."""
     flags = {
-        "--batch": {"type": positive, "default": 32, "metavar": "N", "help": "images of a step and process"},
+        "--batch": {"type": positive, "default": 8, "metavar": "N", "help": "images of a step and process"},
         "--processes": {"type": positive, "nargs": "+", "default": [1, 2, 3, 4], "metavar": "N", "help": "how many"},
         "--port": {"type": positive, "default": 29531, "metavar": "N", "help": "the first of as many"},
     }

@@ -186,10 +186,11 @@ def hub(tmp_path, monkeypatch):
     files = hub_files(tmp_path / "hub")
     load = datasets.load_dataset
 
-    def load_dataset(name):
-        if name != "hf://datasets/owner/name":
-            raise ConnectionError(f"Couldn't reach '{name}' on the Hub")
-        parts = {part: str(files / f"data/{part}-*.parquet") for part in PARTS}
+    def load_dataset(name, revision):
+        if (name, revision) not in [("hf://datasets/owner/name", None), ("hf://datasets/owner/name", "refs/pr/1")]:
+            raise ConnectionError(f"Couldn't reach '{name}' ({revision}) on the Hub")
+        there = PARTS if revision is None else ["validation"]
+        parts = {part: str(files / f"data/{part}-*.parquet") for part in there}
         return load("parquet", data_files=parts, cache_dir=tmp_path / "hf")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -206,6 +207,8 @@ def test_a_name_on_the_hub(hub, tmp_path):
     ("path", "keys", "text"),
     [
         ("hf://datasets/owner/nothing", {}, "nothing: cannot be had: Couldn't reach"),
+        ("hf://datasets/owner/name@v2", {}, r"name@v2: cannot be had: Couldn't reach .*name' \(v2\)"),
+        ("hf://datasets/owner/name@refs/pr/1", {}, "needs files for train"),
         ("hf://datasets/owner/name", {"download": False}, "DATA.DOWNLOAD is off"),
     ],
 )

@@ -104,6 +104,16 @@ def test_what_stands_beside_a_backbone_has_the_full_rate(variant):
     assert {scale for name, scale in scales.items() if name not in inside} == {1}
 
 
+def test_a_student_has_the_layers_where_the_model_is_not_trained():
+    model = with_shortcut("vit_tiny").requires_grad_(False)
+    extra = nn.ModuleDict({"student": with_shortcut("vit_tiny"), "head": nn.Linear(3, 2)})
+    alone = layer_scales(extra["student"], 0.5)
+    scales = layer_scales(model, 0.5, extra)
+    assert {f"extra.student.{name}": scale / 2 for name, scale in alone.items()}.items() <= scales.items()
+    assert {scales[f"extra.head.{name}"] for name in ("weight", "bias")} == {1}
+    assert layer_scales(extra["student"], 0.5, nn.Linear(3, 2)) == alone  # a head of DRLOC's
+
+
 def optimizer_of(model, **train):
     config = default_config()
     for key, value in train.items():

@@ -78,15 +78,17 @@ def from_folder(request):
 
 
 def from_hub(request):
-    """('', {part: files}) of hf://datasets/NAME, which `datasets` downloads into its own cache, one process at a time.
+    """('', {part: files}) of hf://datasets/NAME[@REVISION], which `datasets` downloads into its own cache, one process
+    at a time.
 
     Raises MissingError if it cannot be had.
     """
     if not request.download:
         raise MissingError(f"DATA.DATA_PATH {request.path}: DATA.DOWNLOAD is off; give the folder of its Parquet files")
     library = need("datasets", "a name on the Hugging Face Hub")
+    path, _, revision = request.path.partition("@")
     try:
-        found = library.load_dataset(request.path)
+        found = library.load_dataset(path, revision=revision or None)
     except (OSError, ValueError, RuntimeError) as error:
         raise MissingError(f"DATA.DATA_PATH {request.path}: cannot be had: {error}") from None
     parts = defaultdict(list)
