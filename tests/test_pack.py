@@ -13,7 +13,9 @@ import pytest
 import webdataset
 
 from data.datasets.shards import MANIFEST
+from tests import launch
 from tests.helpers_data import class_folders, encoded, noise, sources
+from tests.tiny import arguments, differences, final_state, write_config
 from tools import pack
 
 CLASSES = ("ant", "bee", "cat")
@@ -129,6 +131,24 @@ pack.main({words!r})
     assert "6 files, 1 of them kept" in capsys.readouterr().out
     expected, found = sources("imagefolder", folders), sources("webdataset", output)
     assert [found.train.content(i) for i in range(12)] == [expected.train.content(i) for i in range(12)]
+
+
+def test_a_killed_training_on_shards_ends_as_one_on_the_folders(folders, tmp_path):
+    keys = {"DATA__BATCH_SIZE": 2, "DATA__NUM_WORKERS": 1, "TRAIN__ACCUMULATION_STEPS": 1}
+    config = write_config(tmp_path, DATA__DATASET="imagefolder", **keys)
+    assert run(tmp_path / "shards", "imagefolder", folders, "--images", "5") == 0
+
+    def train(output, form, path, **more):
+        words = arguments(config, tmp_path / output, "--data-path", str(path))
+        opts = ["--opts", "SAVE.STEPS", "1", "DATA.DATASET", form]
+        return [result.code for result in launch.run([*words, *opts], tmp_path, ranks=2, **more)]
+
+    assert train("whole", "imagefolder", folders) == [0, 0]
+    killed = train("killed", "webdataset", tmp_path / "shards", fault=("kill_at_step", {"step": 4, "ranks": (0, 1)}))
+    assert killed == [-9, -9]
+    assert train("killed", "webdataset", tmp_path / "shards") == [0, 0]
+    whole, killed = (final_state(tmp_path / name) for name in ("whole", "killed"))
+    assert differences(*({**state, "data": None} for state in (whole, killed))) == []  # "data": names of the images
 
 
 def file_there(output, folders):
