@@ -32,8 +32,7 @@ def evaluate(task, loader, model, settings, stop, runner=None):
             continue  # this rank's share is a batch shorter than another's
         size = task.size(batch)
         whole, seen = whole or size, seen + size
-        torch.compiler.cudagraph_mark_step_begin()  # else CUDA graphs record every batch anew, to keep its result
-        with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):
+        with settings.forward():
             meter.add(runner if runner is not None and size == whole else model, batch)
     (total,) = world.sum([seen])
     if total != loader.size:

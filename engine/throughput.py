@@ -60,8 +60,7 @@ def measure(config, world, log):
 
     @torch.inference_mode()
     def forward():
-        torch.compiler.cudagraph_mark_step_begin()
-        with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):
+        with settings.forward():
             state.eval_runner(inputs[0])
 
     ready = SimpleNamespace(inputs=lambda *_: inputs, size=task.size)  # its inputs are there: the model's part is left

@@ -40,6 +40,13 @@ class StepSettings:
     halve: bool = False  # the micro-batches where the memory does not suffice
     between: int = 0  # optimizer steps from one evaluation to the next; 0: a pass over the data
 
+    def forward(self):
+        """Around a forward pass: AMP's type. What the pass before returned may be overwritten from here on."""
+        device = self.world.device.type
+        if device == "cuda":  # else CUDA graphs record every pass anew; without them a second of imports
+            torch.compiler.cudagraph_mark_step_begin()
+        return torch.autocast(device, self.amp_dtype, enabled=self.amp_dtype is not None)
+
 
 @dataclass
 class Progress:
@@ -140,8 +147,7 @@ def micro_losses(state, task, settings, place, batch, runner):
     world = settings.world
     inputs = task.inputs(batch, (settings.seed, *place, world.rank), world.device, settings.image_dtype)
     torch.manual_seed(derive_seed(settings.seed, "step", *place, world.rank))
-    torch.compiler.cudagraph_mark_step_begin()  # with CUDA graphs: what the last call returned may be overwritten
-    with torch.autocast(world.device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None):
+    with settings.forward():
         return runner(*inputs)
 
 

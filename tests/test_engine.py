@@ -1,5 +1,6 @@
 """The step and the evaluation against slow, obvious forms of themselves."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -360,15 +361,24 @@ class Recorder:
 
     def __init__(self, model, monkeypatch):
         self.model, self.place, self.recorded = model, 0, set()
-        monkeypatch.setattr("torch.compiler.cudagraph_mark_step_begin", self.begin)
+        monkeypatch.setattr(StepSettings, "forward", self.begin)
 
     def begin(self):
         self.place = 0
+        return contextlib.nullcontext()
 
     def __call__(self, *inputs):
         self.place += 1
         self.recorded.add(self.place)
         return self.model(*inputs)
+
+
+@pytest.mark.parametrize(("device", "times"), [("cpu", 0), ("cuda", 1)])
+def test_cuda_graphs_are_told_of_each_forward_pass_and_imported_for_nothing_else(monkeypatch, device, times):
+    told = []
+    monkeypatch.setattr("torch.compiler.cudagraph_mark_step_begin", lambda: told.append(device))
+    assert StepSettings(World(torch.device(device))).forward().device == device
+    assert len(told) == times
 
 
 def test_an_epoch_of_evaluation_is_recorded_once(monkeypatch):

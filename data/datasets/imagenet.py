@@ -8,8 +8,6 @@ import tarfile
 import zlib
 
 import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from data.datasets.tar import by_class, class_images, indexed, tar_errors
 from data.datasets.zip_folder import read_map
@@ -61,6 +59,9 @@ def val_labels(root, names):
         if max(labels) >= len(names):
             raise DataError(f"{root / MAP}: label {max(labels)} is outside 0..{len(names) - 1}")
         return root / MAP, {posixpath.basename(file): names[label] for file, label in zip(files, labels, strict=True)}
+    from scipy.io import loadmat  # a quarter of a second that other datasets need not wait
+    from scipy.io.matlab import MatReadError
+
     source, truth, meta = devkit(root)
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
