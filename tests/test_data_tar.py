@@ -391,6 +391,21 @@ def other_devkit(content):
         (lambda root: write_tar(root / TRAIN, {"n1.tar": b"x" * 600}), DataError, f"{TRAIN}: not a sound tar"),
         (lambda root: (root / "val_map.txt").write_text("a.JPEG\t3\n"), DataError, "label 3 is outside 0..2"),
         (lambda root: (root / TRAIN).unlink(), MissingError, "no folder train/"),
+        (
+            lambda root: (root / TRAIN).write_bytes((root / TRAIN).read_bytes()[:3000]),
+            DataError,
+            "n01484850.tar: truncated",
+        ),
+        (lambda root: (root / TRAIN).write_bytes(b""), DataError, f"{TRAIN}: "),
+        (
+            lambda root: write_tar(root / TRAIN, {"n1.tar": bytes_of_tar({}), "n2.tar": bytes_of_tar({"a.png": PNG})}),
+            DataError,
+            "1 classes in it",
+        ),
+        (lambda root: (root / "val_map.txt").write_text("a.JPEG 0\n"), DataError, "val_map.txt"),
+        (lambda root: (root / "val_map.txt").write_text(""), DataError, "val_map.txt"),
+        (lambda root: savemat(root / DEVKIT / "data" / META, {"other": [1]}), DataError, "not as in the devkit"),
+        (lambda root: (root / DEVKIT / "data" / TRUTH).write_bytes(b"\xff\xfe"), DataError, "not as in the devkit"),
     ],
 )
 def test_what_is_wrong_with_the_archives_is_said_in_one_line(folders, tmp_path, change, error, text):
