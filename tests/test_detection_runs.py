@@ -6,7 +6,6 @@ Numbers in comments are those of its fault table.
 import json
 import os
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -21,9 +20,16 @@ from engine.train import StepSettings, micro_losses
 from tasks.detection.batches import Batch
 from tests.helpers_data import alone, noise
 from tests.launch import run, run_here
-from tests.tiny import arguments, differences, final_state, metrics, write_config
+from tests.tiny import arguments, final_state, metrics, write_config
+from tests.whole_runs import (
+    break_and_finish,
+    check_equal,
+    check_nan_is_named,
+    check_nan_of_one_rank_is_skipped,
+    finish,
+    references,
+)
 
-EVERY_STEP = ("--opts", "SAVE.STEPS", "1")
 PARTS = {"rpn_class", "rpn_box", *(f"{part}{stage}" for part in ("class", "box", "mask") for stage in range(3))}
 SMALL = {
     "CHANNELS": 8, "FC_CHANNELS": 8, "CONV_CHANNELS": 8, "MASK_CHANNELS": 8, "RPN_CANDIDATES": [40, 20],
@@ -82,32 +88,15 @@ def coco(folder, train=12, val=4):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Folders of uninterrupted runs by number of ranks, made once each."""
-    folders = {}
-
-    def get(ranks):
-        if ranks not in folders:
-            folders[ranks] = tmp_path_factory.mktemp(f"detection{ranks}")
-            finish(write(folders[ranks]), folders[ranks], ranks)
-        return folders[ranks]
-
-    return get
-
-
-def finish(config, folder, ranks=1, more=EVERY_STEP):
-    results = run(arguments(config, folder, *more), folder, ranks=ranks)
-    assert [result.code for result in results] == [0] * ranks, "\n".join(result.output for result in results)
-    return results[0].output
+    return references(tmp_path_factory, write)
 
 
 def found_in(folder, name):
     return json.loads((folder / "tiny/default" / f"results_{name}.json").read_text())
 
 
-def check_equal(folder, other):
-    assert differences(final_state(other), final_state(folder)) == []
-    rows, others = ([{**row, "seconds": 0, "img_per_s": 0} for row in metrics(one)] for one in (folder, other))
-    assert rows == others
+def check_the_same(folder, other):
+    check_equal(folder, other)
     assert all(found_in(folder, name) == found_in(other, name) for name in ("best", "last"))
 
 
@@ -170,19 +159,16 @@ def test_the_best_checkpoint_evaluates_to_its_figures_on_any_number_of_ranks(ref
     ],
 )
 def test_stopped_and_started_again(tmp_path, reference, ranks, fault):
-    config = write(tmp_path)
-    results = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, ranks=ranks, fault=fault)
-    assert {result.code for result in results} & {-signal.SIGKILL, 143}
-    finish(config, tmp_path, ranks)
-    check_equal(tmp_path, reference(ranks))
+    break_and_finish(write(tmp_path), tmp_path, ranks, fault)
+    check_the_same(tmp_path, reference(ranks))
 
 
 def test_other_workers_make_the_same_run_and_it_is_made_once(tmp_path, reference):  # 10, 12
     config = write(tmp_path, DATA__NUM_WORKERS=2)
     finish(config, tmp_path)
-    check_equal(tmp_path, reference(1))
+    check_the_same(tmp_path, reference(1))
     before = (tmp_path / "tiny/default/results_best.json").stat().st_mtime_ns
-    assert "already complete" in finish(config, tmp_path)
+    assert "already complete" in finish(config, tmp_path)[0].output
     assert (tmp_path / "tiny/default/results_best.json").stat().st_mtime_ns == before
 
 
@@ -194,19 +180,11 @@ def test_uneven_ranks_end_together(tmp_path):  # 35: 26 images on 3 ranks, batch
 
 
 def test_nan_stops_and_names_the_module(tmp_path):  # 28
-    fault = ("nan_module", {"step": 1, "module": "rpn_head.cls_logits"})
-    (result,) = run(arguments(write(tmp_path), tmp_path, *EVERY_STEP), tmp_path, fault=fault)
-    assert result.code == 76
-    assert "rpn_head.cls_logits" in result.errors[0]
-    assert all(torch.isfinite(tensor).all() for tensor in final_state(tmp_path)["model"].values())
+    check_nan_is_named(write(tmp_path), tmp_path, "rpn_head.cls_logits")
 
 
 def test_nan_on_one_rank_is_skipped_on_all(tmp_path):  # 27
-    fault = ("nan_loss", {"steps": [1], "ranks": (1,)})
-    more = ("--opts", "TRAIN.MAX_SKIPPED_STEPS", "2")
-    results = run(arguments(write(tmp_path), tmp_path, *more), tmp_path, ranks=2, fault=fault)
-    assert [result.code for result in results] == [0, 0], results[0].output
-    assert final_state(tmp_path)["progress"]["skipped_total"] == 1
+    check_nan_of_one_rank_is_skipped(write(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

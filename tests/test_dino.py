@@ -1,7 +1,5 @@
 """The warm start: crops, loss, the teacher that follows, neighbours, and whole runs that end as they should."""
 
-import signal
-
 import numpy as np
 import pytest
 import torch
@@ -16,9 +14,8 @@ from tasks.dino.schedule import Schedule
 from tests.helpers_data import alone, noise
 from tests.launch import run, run_here
 from tests.small import small
-from tests.tiny import arguments, differences, final_state, metrics, write_config
-
-EVERY_STEP = ("--opts", "SAVE.STEPS", "1")
+from tests.tiny import arguments, final_state, metrics, write_config
+from tests.whole_runs import break_and_finish, check_equal, references
 
 
 def write(folder, **changes):
@@ -29,22 +26,7 @@ def write(folder, **changes):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Folders of uninterrupted runs by number of ranks, made once each."""
-    folders = {}
-
-    def get(ranks):
-        if ranks not in folders:
-            folders[ranks] = tmp_path_factory.mktemp(f"dino{ranks}")
-            finish(write(folders[ranks]), folders[ranks], ranks)
-        return folders[ranks]
-
-    return get
-
-
-def finish(config, folder, ranks=1):
-    results = run(arguments(config, folder, *EVERY_STEP), folder, ranks=ranks)
-    assert [result.code for result in results] == [0] * ranks, "\n".join(result.output for result in results)
-    return results[0].output
+    return references(tmp_path_factory, write)
 
 
 def test_the_schedules_are_the_published_ones():
@@ -205,11 +187,8 @@ def test_figures_of_a_run(reference, capsys, tmp_path):
     ],
 )
 def test_stopped_and_started_again(tmp_path, reference, ranks, fault):
-    config = write(tmp_path)
-    results = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, ranks=ranks, fault=fault)
-    assert {result.code for result in results} & {-signal.SIGKILL, 143}
-    finish(config, tmp_path, ranks)
-    assert differences(final_state(reference(ranks)), final_state(tmp_path)) == []
+    break_and_finish(write(tmp_path), tmp_path, ranks, fault)
+    check_equal(tmp_path, reference(ranks))
 
 
 def test_the_checkpoint_starts_a_classifier(tmp_path, reference):

@@ -17,37 +17,13 @@ import torch
 
 from tests.helpers_data import class_folders
 from tests.launch import ROOT, free_port, run, start, wait
-from tests.tiny import arguments, differences, final_state, metrics, write_config
-
-EVERY_STEP = ("--opts", "SAVE.STEPS", "1")
+from tests.tiny import arguments, final_state, metrics, write_config
+from tests.whole_runs import EVERY_STEP, break_and_finish, check_equal, finish, references
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Final states of uninterrupted runs by number of ranks, made once each."""
-    states = {}
-
-    def get(ranks):
-        if ranks not in states:
-            folder = tmp_path_factory.mktemp(f"reference{ranks}")
-            config = write_config(folder)
-            results = run(arguments(config, folder, *EVERY_STEP), folder, ranks=ranks)
-            assert [result.code for result in results] == [0] * ranks, results[0].output
-            states[ranks] = final_state(folder)
-        return states[ranks]
-
-    return get
-
-
-def start_again(config, folder, ranks, *more):
-    results = run(arguments(config, folder, *EVERY_STEP, *more), folder, ranks=ranks)
-    assert [result.code for result in results] == [0] * ranks, "\n".join(result.output for result in results)
-    return results
-
-
-def check_equal(folder, reference_state):
-    assert differences(reference_state, final_state(folder)) == []
-    assert [row["epoch"] for row in metrics(folder)] == [0, 1]
+    return references(tmp_path_factory, write_config)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +43,7 @@ def check_equal(folder, reference_state):
 )
 def test_kill_and_start_again(tmp_path, reference, ranks, fault):
     config = write_config(tmp_path)
-    results = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, ranks=ranks, fault=fault)
-    assert -signal.SIGKILL in [result.code for result in results]
-    assert 0 not in [result.code for result in results]
-    start_again(config, tmp_path, ranks)
+    break_and_finish(config, tmp_path, ranks, fault)
     check_equal(tmp_path, reference(ranks))
     assert not list((tmp_path / "tiny" / "default" / "checkpoints").glob(".*.tmp"))
 
@@ -88,7 +61,7 @@ def test_five_kills_in_one_run(tmp_path, reference):  # 9
     config = write_config(tmp_path)
     for step in (0, 1, 3, 4, 6):
         run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, fault=("kill_at_step", {"step": step}))
-    start_again(config, tmp_path, 1)
+    finish(config, tmp_path)
     check_equal(tmp_path, reference(1))
 
 
@@ -100,7 +73,7 @@ def test_kill_between_the_checkpoints_of_an_epoch(tmp_path, reference, epoch):
         arguments(config, tmp_path, *EVERY_STEP), tmp_path, fault=("kill_after_save", {"name": f"epoch_{epoch}.pth"})
     )
     assert result.code == -signal.SIGKILL
-    start_again(config, tmp_path, 1)
+    finish(config, tmp_path)
     check_equal(tmp_path, reference(1))
     folder = tmp_path / "tiny" / "default" / "checkpoints"
     assert {path.name for path in folder.iterdir()} == {"last.pth", "previous.pth", "best.pth", "epoch_1.pth"}
@@ -109,7 +82,7 @@ def test_kill_between_the_checkpoints_of_an_epoch(tmp_path, reference, epoch):
 def test_resume_with_other_workers(tmp_path, reference):  # 10
     config = write_config(tmp_path)
     run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, fault=("kill_at_step", {"step": 2}))
-    start_again(config, tmp_path, 1, "DATA.NUM_WORKERS", "2")
+    finish(config, tmp_path, more=(*EVERY_STEP, "DATA.NUM_WORKERS", "2"))
     check_equal(tmp_path, reference(1))
 
 
@@ -118,7 +91,7 @@ def test_two_workers_interrupted_and_resumed(tmp_path, reference):  # 13, worker
     fault = ("signal_at_step", {"step": 2, "name": "SIGTERM"})
     (result,) = run(arguments(config, tmp_path), tmp_path, fault=fault)
     assert result.code == 143
-    start_again(config, tmp_path, 1)
+    finish(config, tmp_path)
     check_equal(tmp_path, reference(1))
 
 
@@ -127,7 +100,7 @@ def test_second_signal_during_the_save(tmp_path, reference):  # 15
     (result,) = run(arguments(config, tmp_path), tmp_path, fault=("signal_twice", {"step": 2}))
     assert result.code == 143
     assert final_state(tmp_path)["progress"]["step"] == 3
-    start_again(config, tmp_path, 1)
+    finish(config, tmp_path)
     check_equal(tmp_path, reference(1))
 
 
@@ -160,7 +133,7 @@ def test_no_space_for_the_log_alone(tmp_path, reference):  # 23
     config, folder = write_config(tmp_path), tmp_path / "tiny" / "default"
     folder.mkdir(parents=True)
     (folder / "log.txt").symlink_to("/dev/full")
-    (result,) = start_again(config, tmp_path, 1)
+    (result,) = finish(config, tmp_path)
     assert result.output.count("warning: log.txt cannot be written any more (No space left on device)") == 1
     assert "Exception" not in result.output
     check_equal(tmp_path, reference(1))
@@ -226,15 +199,15 @@ def test_signal_saves_within_a_step_on_all_ranks(tmp_path, reference, name, code
     exit_file = (tmp_path / "tiny" / "default" / "exit.json").read_text()
     assert f'"code": {code}' in exit_file
     assert '"retryable": true' in exit_file
-    start_again(config, tmp_path, ranks)
+    finish(config, tmp_path, ranks)
     check_equal(tmp_path, reference(ranks))
 
 
 def test_finished_run_started_again(tmp_path):  # 12
     config = write_config(tmp_path)
-    start_again(config, tmp_path, 1)
+    finish(config, tmp_path)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "rank0.txt"}
-    (result,) = start_again(config, tmp_path, 1)
+    (result,) = finish(config, tmp_path)
     assert "already complete" in result.output
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
@@ -260,7 +233,7 @@ def copy_of(stopped, tmp_path):
 def test_damaged_newest_is_passed_over_with_one_warning(stopped, tmp_path, reference):  # 18, as a whole run
     config, checkpoints = copy_of(stopped, tmp_path)
     os.truncate(checkpoints / "last.pth", 1000)
-    (result,) = start_again(config, tmp_path, 1)
+    (result,) = finish(config, tmp_path)
     assert result.output.count("warning:") == 1
     assert "resuming from" in result.output
     assert "previous.pth" in result.output
@@ -286,7 +259,7 @@ def test_newest_is_chosen_by_step_not_by_date_or_name(stopped, tmp_path, referen
     save(checkpoints / "best.pth", {**foreign, "model": {}}, step=7)
     later = time.time() + 100
     os.utime(checkpoints / "previous.pth", (later, later))
-    (result,) = start_again(config, tmp_path, 1)
+    (result,) = finish(config, tmp_path)
     assert "last.pth: step 6" in result.output
     check_equal(tmp_path, reference(1))
 

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import signal
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,12 @@ from engine.command_line import flag_overrides, parse_args
 from tasks.methods import MethodLearner, build, weights
 from tests.launch import ROOT, run, run_here
 from tests.small import small
-from tests.tiny import TINY, arguments, differences, final_state, metrics, write_config
+from tests.tiny import TINY, arguments, final_state, metrics, write_config
+from tests.whole_runs import break_and_finish, check_equal, finish, references
 from utils.errors import ConfigError, MismatchError, MissingError
 from utils.flops import count_macs
 
 INFO = DatasetInfo("five", 5, tuple("abcde"), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-EVERY_STEP = ("--opts", "SAVE.STEPS", "1")
 CNN = {
     "MODEL__TYPE": "dwnet_tiny",
     "MODEL__ARGS": {"PATCH_SIZE": 2, "DIM": 8, "DEPTHS": [1, 1]},
@@ -54,22 +53,7 @@ def all_methods(teacher):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, teacher):
-    """Folders of uninterrupted runs by number of ranks, made once each."""
-    folders = {}
-
-    def get(ranks):
-        if ranks not in folders:
-            folders[ranks] = tmp_path_factory.mktemp(f"methods{ranks}")
-            finish(write_config(folders[ranks], **all_methods(teacher)), folders[ranks], ranks)
-        return folders[ranks]
-
-    return get
-
-
-def finish(config, folder, ranks=1):
-    results = run(arguments(config, folder, *EVERY_STEP), folder, ranks=ranks)
-    assert [result.code for result in results] == [0] * ranks, "\n".join(result.output for result in results)
-    return results[0].output
+    return references(tmp_path_factory, lambda folder: write_config(folder, **all_methods(teacher)))
 
 
 def test_what_a_run_leaves_behind(reference, capsys, tmp_path):
@@ -110,11 +94,8 @@ def test_the_heads_are_trained(reference, tmp_path, teacher):
     ],
 )
 def test_stopped_and_started_again(tmp_path, reference, teacher, ranks, fault):
-    config = write_config(tmp_path, **all_methods(teacher))
-    results = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, ranks=ranks, fault=fault)
-    assert {result.code for result in results} & {-signal.SIGKILL, 143}
-    finish(config, tmp_path, ranks)
-    assert differences(final_state(reference(ranks)), final_state(tmp_path)) == []
+    break_and_finish(write_config(tmp_path, **all_methods(teacher)), tmp_path, ranks, fault)
+    check_equal(tmp_path, reference(ranks))
 
 
 def test_refused_steps_and_bfloat16(tmp_path, teacher):

@@ -13,19 +13,17 @@ import torch
 from engine import halving
 from tests.launch import ROOT, free_port, run, start, wait
 from tests.tiny import arguments, differences, final_state, metrics, write_config
+from tests.whole_runs import EVERY_STEP, finish
 from utils import pulse, slurm
 from utils.distributed import World
 from utils.errors import ConfigError, MissingError
-
-EVERY_STEP = ("--opts", "SAVE.STEPS", "1")
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The final state of an uninterrupted run of two ranks."""
     folder = tmp_path_factory.mktemp("reference")
-    results = run(arguments(write_config(folder), folder, *EVERY_STEP), folder, ranks=2)
-    assert [result.code for result in results] == [0, 0], results[0].output
+    finish(write_config(folder), folder, ranks=2)
     return final_state(folder)
 
 

@@ -6,7 +6,6 @@ Numbers in comments are those of its fault table.
 import json
 import os
 import re
-import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,9 +18,15 @@ from engine.build import build, build_state
 from tasks.segmentation.shapes import CLASSES
 from tests.helpers_data import alone, noise, silent
 from tests.launch import run, run_here
-from tests.tiny import arguments, differences, final_state, metrics, write_config
-
-EVERY_STEP = ("--opts", "SAVE.STEPS", "1")
+from tests.tiny import arguments, final_state, metrics, write_config
+from tests.whole_runs import (
+    break_and_finish,
+    check_equal,
+    check_nan_is_named,
+    check_nan_of_one_rank_is_skipped,
+    finish,
+    references,
+)
 
 
 def write(folder, **changes):
@@ -43,22 +48,7 @@ def write(folder, **changes):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Folders of uninterrupted runs by number of ranks, made once each."""
-    folders = {}
-
-    def get(ranks):
-        if ranks not in folders:
-            folders[ranks] = tmp_path_factory.mktemp(f"segmentation{ranks}")
-            finish(write(folders[ranks]), folders[ranks], ranks)
-        return folders[ranks]
-
-    return get
-
-
-def finish(config, folder, ranks=1):
-    results = run(arguments(config, folder, *EVERY_STEP), folder, ranks=ranks)
-    assert [result.code for result in results] == [0] * ranks, "\n".join(result.output for result in results)
-    return results[0].output
+    return references(tmp_path_factory, write)
 
 
 def official_name(name):
@@ -83,12 +73,6 @@ NAMES = (  # each is tried on each name
     (r"^(\w+_head\.(?!conv_seg).*)\.0\.(\w+)$", r"\1.conv.\2"),
     (r"^(\w+_head\.(?!conv_seg).*)\.1\.(\w+)$", r"\1.bn.\2"),
 )
-
-
-def check_equal(folder, other):
-    assert differences(final_state(other), final_state(folder)) == []
-    rows, others = ([{**row, "seconds": 0, "img_per_s": 0} for row in metrics(one)] for one in (folder, other))
-    assert rows == others
 
 
 def test_figures_of_a_run(reference):
@@ -129,16 +113,13 @@ def test_the_best_checkpoint_evaluates_to_its_figures_on_any_number_of_ranks(ref
     ],
 )
 def test_stopped_and_started_again(tmp_path, reference, ranks, fault):
-    config = write(tmp_path)
-    results = run(arguments(config, tmp_path, *EVERY_STEP), tmp_path, ranks=ranks, fault=fault)
-    assert {result.code for result in results} & {-signal.SIGKILL, 143}
-    finish(config, tmp_path, ranks)
+    break_and_finish(write(tmp_path), tmp_path, ranks, fault)
     check_equal(tmp_path, reference(ranks))
 
 
 def test_other_workers_make_the_same_run(tmp_path, reference):  # 10
     finish(write(tmp_path, DATA__NUM_WORKERS=2), tmp_path)
-    assert differences(final_state(reference(1)), final_state(tmp_path)) == []
+    check_equal(tmp_path, reference(1))
 
 
 def test_uneven_ranks_end_together(tmp_path):  # 35: 26 images on 3 ranks, batch 4: 2 steps each
@@ -150,19 +131,11 @@ def test_uneven_ranks_end_together(tmp_path):  # 35: 26 images on 3 ranks, batch
 
 
 def test_nan_stops_and_names_the_module(tmp_path):  # 28
-    fault = ("nan_module", {"step": 1, "module": "decode_head.bottleneck.0"})
-    (result,) = run(arguments(write(tmp_path), tmp_path, *EVERY_STEP), tmp_path, fault=fault)
-    assert result.code == 76
-    assert "decode_head.bottleneck" in result.errors[0]
-    assert all(torch.isfinite(tensor).all() for tensor in final_state(tmp_path)["model"].values())
+    check_nan_is_named(write(tmp_path), tmp_path, "decode_head.bottleneck.0")
 
 
 def test_nan_on_one_rank_is_skipped_on_all(tmp_path):  # 27
-    fault = ("nan_loss", {"steps": [1], "ranks": (1,)})
-    more = ("--opts", "TRAIN.MAX_SKIPPED_STEPS", "2")
-    results = run(arguments(write(tmp_path), tmp_path, *more), tmp_path, ranks=2, fault=fault)
-    assert [result.code for result in results] == [0, 0], results[0].output
-    assert final_state(tmp_path)["progress"]["skipped_total"] == 1
+    check_nan_of_one_rank_is_skipped(write(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("damaged", ["image", "label"])

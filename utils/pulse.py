@@ -35,12 +35,13 @@ class Pulse(threading.Thread):
 
     def run(self):
         """Beat and look until `end`, or until the store has gone with the process that kept it."""
-        while not self.ended.wait(BEAT):
-            try:
+        try:
+            self.look()  # who falls silent within the first second is known by his first beat
+            while not self.ended.wait(BEAT):
                 self.beat()
                 self.look()
-            except RuntimeError:
-                return
+        except RuntimeError:
+            return
 
     def end(self):
         """No more beats."""
