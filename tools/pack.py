@@ -26,6 +26,7 @@ from engine import command_line
 from tasks.classification.data import sources_of
 from tools.shared.command import command, parser, positive
 from tools.shared.results import write_text
+from utils.checkpoint import digest_of
 from utils.distributed import World
 from utils.errors import ConfigError, OutputError
 from utils.files import FileLock, replace_whole, storage_errors
@@ -118,12 +119,9 @@ def read_manifest(path, source):
 
 def facts_of(path, count):
     """What the manifest says of a file with `count` images. Raises StorageError."""
-    with storage_errors(path, "read"), open(path, "rb") as file:
-        return {
-            "images": count,
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+    with storage_errors(path, "read"):
+        size = path.stat().st_size
+        return {"images": count, "bytes": size, "sha256": digest_of(path, size)}
 
 
 def pack(sources, folder, kind, count):

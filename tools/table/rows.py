@@ -311,7 +311,6 @@ def remark_on_published(row, metric):
         row.notes.append(f"{metric} is the {ours}; the published figure is the {theirs}")
 
 
-
 def compare_with(rows, wanted, metric):
     """Fill in differences to the baseline. `wanted`: a row's name, a label, or ROW=BASELINE words, else ConfigError.
 
