@@ -209,6 +209,18 @@ def test_beats_go_on_without_the_main_thread():
     assert json.loads(other.seen[0][0])[0] > before[0]
 
 
+def test_who_falls_silent_within_a_second_is_known(monkeypatch):
+    monkeypatch.setattr("utils.pulse.BEAT", 1000.0)
+    store = dist.HashStore()
+    pulse, _ = Pulse(store, 0, 2), Pulse(store, 1, 2)
+    pulse.start()
+    deadline = time.monotonic() + 30
+    while not pulse.seen[1][0] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pulse.end()
+    assert pulse.place(1).startswith("rank 1 on ")
+
+
 def test_no_resource_is_a_kind_of_unavailable():
     assert issubclass(ResourceError, UnavailableError)
     assert ResourceError.exit_code == 69

@@ -85,6 +85,9 @@ def members(path, start=0, end=None):
     with tar_errors(path), open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size if end is None else end
         file.seek(start)
+        if file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):
+            return  # an empty tar, on which tarfile of Python 3.10 fails
+        file.seek(start)
         tar = tarfile.open(fileobj=file, mode="r:", errorlevel=1)  # noqa: SIM115 - `file` is closed, that is all
         last = "nothing"
         while (member := tar.next()) is not None:
