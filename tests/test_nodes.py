@@ -212,8 +212,9 @@ def test_pieces_share_the_images():
 @pytest.mark.parametrize(("ranks", "bad"), [(1, 0), (2, 1)])
 def test_halved_micro_batches_train_the_same_way(tmp_path, ranks, bad):
     ends = {}
-    for name, fault in (("whole", None), ("halved", ("out_of_memory", {"step": 3, "ranks": (bad,), "enough": 1}))):
-        config = write_config(tmp_path / name, **PLAIN)
+    full = ("out_of_memory", {"step": 3, "ranks": (bad,), "enough": 1})
+    for name, fault in (("ordinary", None), ("whole", None), ("halved", full)):
+        config = write_config(tmp_path / name, **{**PLAIN, "TRAIN__HALVE_ON_OOM": name != "ordinary"})
         results = run(arguments(config, tmp_path / name), tmp_path / name, ranks=ranks, fault=fault)
         assert [result.code for result in results] == [0] * ranks, results[bad].output
         ends[name] = final_state(tmp_path / name)
@@ -223,6 +224,7 @@ def test_halved_micro_batches_train_the_same_way(tmp_path, ranks, bad):
     assert whole["progress"]["step"] == halved["progress"]["step"]
     assert [row["lr"] for row in whole["progress"]["history"]] == [row["lr"] for row in halved["progress"]["history"]]
     torch.testing.assert_close(halved["model"], whole["model"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(whole["model"], ends["ordinary"]["model"], rtol=1e-4, atol=1e-6)
 
 
 def test_single_images_that_are_too_many(tmp_path):

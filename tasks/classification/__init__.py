@@ -69,6 +69,7 @@ class Classification(ImageTask):
 
     say = staticmethod(lambda line: None)  # what is found of methods that change training alone
     headline = Headline("correct", "accuracy", "validation accuracy, %", counts, counted=("correct", "total"), unit="%")
+    sources, transforms = staticmethod(sources_of), staticmethod(transforms_of)  # see data.py
 
     def __init__(self, config, world, log, training=True):
         self.config = config
@@ -90,16 +91,6 @@ class Classification(ImageTask):
     def preparation(cls, config, mean, std):
         """Resized to the model's size, maybe through a larger one and a crop."""
         return EvalTransform(config.DATA.IMG_SIZE, mean, std, config.DATA.INTERPOLATION, config.TEST.CROP)
-
-    @classmethod
-    def sources(cls, config, world, log):
-        """See data.py."""
-        return sources_of(config, world, log)
-
-    @classmethod
-    def transforms(cls, config, info):
-        """See data.py."""
-        return transforms_of(config, info)
 
     def learner(self, model):
         """The model with the loss that fits the mixed targets, and the methods that change training alone."""

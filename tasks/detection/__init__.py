@@ -27,6 +27,7 @@ class Detection(ImageTask):
     headline = Headline("ap", "ap", "AP (of masks where there are any), %", say, unit="% AP")
     one_size = False
     joint = True
+    sources, transforms = staticmethod(sources_of), staticmethod(transforms_of)  # see data.py
 
     def __init__(self, config, world, log, training=True):
         if config.COMPILE:
@@ -48,16 +49,6 @@ class Detection(ImageTask):
     def preparation(cls, config, mean, std):
         """With a short side of DET.TEST_SIZE, within DET.MAX_SIZE."""
         return EvalTransform(mean, std, config.DET.MAX_SIZE, config.DET.TEST_SIZE)
-
-    @classmethod
-    def sources(cls, config, world, log):
-        """See data.py."""
-        return sources_of(config, world, log)
-
-    @classmethod
-    def transforms(cls, config, info):
-        """See data.py."""
-        return transforms_of(config, info)
 
     def learner(self, model):
         """The model with its losses."""

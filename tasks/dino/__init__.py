@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from data.pipelines import CpuLoaders, check_classes, facts_of, identities, split
-from data.transforms import EvalTransform, as_size
+from data.transforms import as_size
 from models.checks import ArgumentError
 from tasks.backbone import build_model
 from tasks.base import Data, Headline, ImageTask
+from tasks.classification import Classification
 from tasks.classification.data import reading_of, sources_of
 from tasks.dino.crops import CropLoader, Crops
 from tasks.dino.learner import Dinos, Head
@@ -40,6 +41,7 @@ class Dino(ImageTask):
     headline = Headline(
         "correct", "accuracy", "accuracy by neighbours, %", counts, counted=("correct", "total"), unit="%"
     )
+    sources, preparation = staticmethod(sources_of), Classification.preparation
 
     def __init__(self, config, world, log, training=True):
         self.config, self.world = config, world
@@ -91,16 +93,6 @@ class Dino(ImageTask):
     def schedule(self):
         """The numbers that change from step to step."""
         return Schedule.of(self.config, self.data.train.batches_per_epoch)
-
-    @classmethod
-    def preparation(cls, config, mean, std):
-        """As for classification."""
-        return EvalTransform(config.DATA.IMG_SIZE, mean, std, config.DATA.INTERPOLATION, config.TEST.CROP)
-
-    @classmethod
-    def sources(cls, config, world, log):
-        """As for classification."""
-        return sources_of(config, world, log)
 
     @classmethod
     def transforms(cls, config, info):

@@ -25,6 +25,7 @@ class Segmentation(ImageTask):
     headline = Headline("miou", "miou", "mean IoU, %", say, unit="% mIoU")
     one_size = False
     joint = True
+    sources, transforms = staticmethod(sources_of), staticmethod(transforms_of)  # see data.py
 
     def __init__(self, config, world, log, training=True):
         self.config = config
@@ -46,16 +47,6 @@ class Segmentation(ImageTask):
     def preparation(cls, config, mean, std):
         """Fitted within SEG.SCALE."""
         return EvalTransform(mean, std, config.SEG.SCALE)
-
-    @classmethod
-    def sources(cls, config, world, log):
-        """See data.py."""
-        return sources_of(config, world, log)
-
-    @classmethod
-    def transforms(cls, config, info):
-        """See data.py."""
-        return transforms_of(config, info)
 
     def learner(self, model):
         """The model with the losses of its heads."""
