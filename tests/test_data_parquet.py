@@ -145,7 +145,13 @@ def test_a_resumed_run_notices_other_data(tmp_path):
 
 def test_two_ranks_stop_and_continue_bit_for_bit_and_only_on_the_same_files(tmp_path):
     root = hub_files(tmp_path / "set")
-    keys = {"DATASET": "parquet", "DATA_PATH": str(root), "BATCH_SIZE": 2, "NUM_WORKERS": 1, "ARROW_CACHE": "copies"}
+    keys = {
+        "DATASET": "parquet",
+        "DATA_PATH": str(root),
+        "BATCH_SIZE": 2,
+        "NUM_WORKERS": 1,
+        "ARROW_CACHE": str(tmp_path / "copies"),
+    }
     config = write_config(tmp_path, TRAIN__ACCUMULATION_STEPS=1, **{f"DATA__{key}": keys[key] for key in keys})
     whole = run(arguments(config, tmp_path / "whole"), tmp_path, ranks=2)
     assert [result.code for result in whole] == [0, 0], whole[0].output

@@ -23,6 +23,15 @@ def test_no_source_file_is_hidden_by_gitignore():
     assert done.stdout == ""
 
 
+def test_only_the_project_itself_is_tracked():
+    """A dataset that was unpacked into the checkout got into a commit."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    folders = {path.partition("/")[0] for path in done.stdout.splitlines() if "/" in path}
+    assert folders <= {*PACKAGES, ".ci", "configs", "docs", "tests"}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_unsafe_loading(path):
     text = path.read_text()
