@@ -31,6 +31,11 @@ EXPERIMENTS = sorted(
     for path in (ROOT / "configs").rglob("*.yaml")
     if path.parent.name not in ("_base_", "sweeps", "segmentation", "detection", "locality", "methods")  # see test_*
 )
+TASKS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for task in ("detection", "segmentation")
+    for path in (ROOT / "configs" / task).glob("*.yaml")
+)
 NATIVE = [name for name in EXPERIMENTS if re.search(r"_(32|64)_", name)]
 
 
@@ -282,3 +287,22 @@ def test_model_can_be_built_and_has_the_size_of_the_header(name, counted):
         for figure, value in zip(stated.groups(), measured, strict=True):
             last_digit = 10.0 ** -len(figure.partition(".")[2])
             assert float(figure) == pytest.approx(value, abs=last_digit * (0.51 if name in NATIVE else 1))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_of_a_task_is_short_and_its_command_runs_it(name):
+    body = Path(name).read_text().splitlines()[len(header(name)) :]
+    assert 3 <= len(header(name)) <= 5
+    assert 5 <= len(body) <= 12
+    args = parse_args(command(name))
+    assert args.cfg == name
+    cfg = load(args.cfg, args.opts, flag_overrides(args))
+    assert (Path(name).parent.name, Path(name).stem) == (cfg.TASK, cfg.MODEL.NAME)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_header_of_a_task_gives_the_other_half_of_the_comparison(name):
+    (line,) = [line for line in header(name) if "--opts MODEL.SHORTCUT.KERNELS" in line]
+    other = [3] if "with the shortcut" in line else []
+    assert ("[3]" in line) == bool(other)
+    assert ([] if other else [3]) == load(name).MODEL.SHORTCUT.KERNELS

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from config import check, load_config
-from engine.command_line import flag_overrides, parse_args
 from lr_scheduler import build_scheduler
 from optimizer import parameter_groups
 from tasks.detection import Detection
 from tasks.detection.settings import settings_of
-from tests.test_configs_exist import ROOT, command, header
+from tests.test_configs_exist import ROOT, header
 from utils.errors import ConfigError
 from utils.flops import count_macs
 
@@ -79,25 +78,6 @@ def load(name, opts=(), flags=()):
 
 def text_of(name):
     return "\n".join(header(f"configs/detection/{name}.yaml"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_is_short_and_its_command_runs_it(name):
-    body = Path(name).read_text().splitlines()[len(header(name)) :]
-    assert 4 <= len(header(name)) <= 5
-    assert 5 <= len(body) <= 12
-    args = parse_args(command(name))
-    assert args.cfg == name
-    cfg = load(args.cfg, args.opts, flag_overrides(args))
-    assert ("detection", Path(name).stem) == (cfg.TASK, cfg.MODEL.NAME)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_header_gives_the_other_half_of_the_comparison(name):
-    (line,) = [line for line in header(name) if "--opts MODEL.SHORTCUT.KERNELS" in line]
-    other = [3] if "with the shortcut" in line else []
-    assert ("[3]" in line) == bool(other)
-    assert ([] if other else [3]) == load(name).MODEL.SHORTCUT.KERNELS
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,17 +1,15 @@
 """The segmentation recipes: they load, their headers tell the truth, and the published ones are the published ones."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from config import check, load_config
-from engine.command_line import flag_overrides, parse_args
 from lr_scheduler import build_scheduler
 from optimizer import parameter_groups
 from tasks.segmentation import Segmentation
-from tests.test_configs_exist import ROOT, command, header
+from tests.test_configs_exist import ROOT, header
 
 NAMES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/segmentation").glob("*.yaml"))
 ADE20K = [name for name in NAMES if "_ade20k" in name]
@@ -39,25 +37,6 @@ def model_of(cfg):
     """The model for as many classes as the configuration says, on the meta device: shapes without memory."""
     with torch.device("meta"):
         return Segmentation.network(cfg, cfg.MODEL.NUM_CLASSES or 5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_is_short_and_its_command_runs_it(name):
-    body = Path(name).read_text().splitlines()[len(header(name)) :]
-    assert 3 <= len(header(name)) <= 5
-    assert 5 <= len(body) <= 12
-    args = parse_args(command(name))
-    assert args.cfg == name
-    cfg = load(args.cfg, args.opts, flag_overrides(args))
-    assert ("segmentation", Path(name).stem) == (cfg.TASK, cfg.MODEL.NAME)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_header_gives_the_other_half_of_the_comparison(name):
-    (line,) = [line for line in header(name) if "--opts MODEL.SHORTCUT.KERNELS" in line]
-    other = [3] if "with the shortcut" in line else []
-    assert ("[3]" in line) == bool(other)
-    assert ([] if other else [3]) == load(name).MODEL.SHORTCUT.KERNELS
 
 
 @pytest.mark.parametrize("name", NAMES)
