@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 from torchvision.datasets import MNIST
 
 from tests.helpers_data import assert_same_as_folders, class_folders, identity, noise, sources
@@ -82,6 +83,17 @@ def test_every_form_is_the_same_set(form, tmp_path):
 def test_both_paths_and_ranks_give_the_images_of_the_folders(tmp_path):
     folders = class_folders(tmp_path / "folders", classes=("0", "1", "2"))
     assert_same_as_folders("arrays", npz(tmp_path / "set"), folders, tmp_path / "cache")
+
+
+def test_both_paths_and_ranks_give_the_images_of_idx_files(tmp_path):
+    folders, grey = class_folders(tmp_path / "folders", classes=("0", "1", "2")), {}
+    for part in PARTS:
+        files = sorted((folders / part).glob("*/*.png"))
+        for file in files:
+            Image.open(file).convert("L").save(file)
+        grey[part] = np.stack([np.asarray(Image.open(file)) for file in files])
+    root = idx(tmp_path / "set", train=grey["train"], t10k_images_idx3_ubyte=to_idx(grey["val"]))
+    assert_same_as_folders("idx", root, folders, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("shape", [(12, 8, 7), (12, 8, 7, 1)])
