@@ -8,7 +8,7 @@ import pytest
 from config import KEYS, check, load_config
 from engine.command_line import ELSEWHERE, FLAGS, build_parser, flag_overrides, parse_args
 from utils.config_keys import REPLACED as REPLACED_KEYS
-from utils.errors import ConfigError
+from utils.errors import ConfigError, nearest
 
 CFG = ["--cfg", "configs/vit/vit_tiny_16_224_cifar10.yaml"]
 
@@ -183,6 +183,15 @@ def test_mistake_is_one_line_with_code_64(argv, words, capsys):
     assert len(line) <= 200
     assert not line.endswith("...")
     assert capsys.readouterr() == ("", "")  # no usage text
+
+
+def test_a_long_line_keeps_the_right_spelling():
+    hint = nearest("webdatasets", ["imagenet", "webdataset"])
+    line = ConfigError(f"DATA.DATASET: {'x' * 300}{hint}").line()
+    assert (len(line), line[-33:]) == (200, "xxx... - did you mean webdataset?")
+    for text in ("x" * 300, f"x - did you mean {'y' * 300}"):
+        line = ConfigError(text).line()
+        assert (len(line), line[-3:]) == (200, "...")
 
 
 def test_eval_takes_the_checkpoint_from_opts_too():

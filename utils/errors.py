@@ -4,6 +4,7 @@ import difflib
 
 from utils.text import one_line
 
+DID_YOU_MEAN = " - did you mean "
 MAX_LENGTH = 200  # characters of the printed line
 
 
@@ -23,7 +24,13 @@ class RunError(Exception):
     def line(self):
         """The one line that is printed: `error[config] TRAIN.EPOCH: unknown key ...`, at most 200 characters."""
         text = one_line(f"error[{self.label}] {self}")
-        return text if len(text) <= MAX_LENGTH else text[: MAX_LENGTH - 3] + "..."
+        if len(text) <= MAX_LENGTH:
+            return text
+        head, mark, name = text.rpartition(DID_YOU_MEAN)
+        end = f"...{mark}{name}"  # the right spelling is the last thing to leave out
+        if not mark or len(end) > MAX_LENGTH // 2:
+            head, end = text, "..."
+        return head[: MAX_LENGTH - len(end)] + end
 
 
 class ConfigError(RunError):
@@ -105,7 +112,7 @@ def nearest(name, options):
     """` - did you mean X?` for the option closest to `name`, or an empty string if none is close."""
     by_folded = {str(option).casefold(): str(option) for option in options}
     close = difflib.get_close_matches(str(name).casefold(), by_folded, n=1, cutoff=0.6)
-    return f" - did you mean {by_folded[close[0]]}?" if close else ""
+    return f"{DID_YOU_MEAN}{by_folded[close[0]]}?" if close else ""
 
 
 def listing(options, most=12):
