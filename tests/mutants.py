@@ -321,9 +321,10 @@ FAULTS = {  # file: (its tests in this folder, {name of the fault: (what stands 
         },
     ),
     "engine/run.py": (
-        "test_engine.py test_tasks.py test_main.py test_faults.py::test_kill_and_start_again",
+        "test_engine.py test_tasks.py test_main.py test_faults.py::test_kill_and_start_again test_detection_runs.py",
         {
-            "every epoch is the best": ("if best is row:", "if True:"),
+            "every epoch is the best": ("if self.best() is row:", "if True:"),
+            "found by every epoch": ("if best is row:", "if True:"),
             "last.pth before best.pth lost": ("self._save(checkpoint.BEST)", "pass"),
             "test set with the last weights": ("load_exact(self.state.model, weights, checkpoint.BEST)", "pass"),
             "saves a step late": (
