@@ -95,7 +95,8 @@ def execute(train, argv):
 
 @contextlib.contextmanager
 def importing():
-    """Around imports: thousands of modules are no garbage, and looking for it among them took a fifth of a start."""
+    """Around imports: thousands of modules are no garbage. Nobody looks for it among them, neither meanwhile nor when
+    Python ends; both together were two of five seconds of a start."""
     gc.disable()
     try:
         yield

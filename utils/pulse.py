@@ -36,7 +36,7 @@ class Pulse(threading.Thread):
     def run(self):
         """Beat and look until `end`, or until the store has gone with the process that kept it."""
         try:
-            self.look()  # who falls silent within the first second is known by his first beat
+            self.look()  # who falls silent within the first second is known by the first beat
             while not self.ended.wait(BEAT):
                 self.beat()
                 self.look()
